@@ -1,0 +1,151 @@
+//! The configuration as the parts read it: plain structs, checked, with nothing left to interpret.
+//!
+//! Each part takes its own section, never the whole.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::smtp::address::{Domain, Mailbox};
+use crate::smtp::data::BareNewline;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The name in greeting, EHLO, Received and reports.
+    pub hostname: Domain,
+    /// At least one.
+    pub listeners: Vec<Listener>,
+    pub limits: Limits,
+    pub provider: Provider,
+    pub throttle: Throttle,
+    pub retry: Retry,
+    pub spool: Spool,
+    pub admin: Admin,
+    pub log: Log,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    pub bind: Bind,
+    /// Clients that may connect; IPv4-mapped IPv6 counts as IPv4.
+    pub allow: Vec<IpNet>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bind {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// In octets.
+    pub message_size: u64,
+    pub recipients: usize,
+    pub connections: usize,
+    /// Loopback and Unix sockets are exempt.
+    pub connections_per_client: usize,
+    pub command_timeout: Duration,
+    pub data_timeout: Duration,
+    /// At least so many octets of content per so long; applies after 30 s.
+    pub min_data_rate: Option<Rate>,
+    pub errors_per_session: u32,
+    pub received_headers: usize,
+    pub bare_newline: BareNewline,
+    pub shutdown_grace: Duration,
+}
+
+/// So many per window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub amount: u64,
+    pub per: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Provider {
+    None { on_mail: OnMail },
+    Smtp(SmtpProvider),
+}
+
+/// What happens to mail while there is no provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnMail {
+    /// 451 4.3.2 at MAIL; nothing is accepted.
+    Reject,
+    /// Accepted, and kept until there is a provider.
+    Hold,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct SmtpProvider {
+    /// Name or address of the upstream server.
+    pub server: String,
+    pub port: u16,
+    /// The provider's own sender; none with the policy `preserve` where it was left out.
+    pub sender: Option<Mailbox>,
+    /// Recipients per transaction.
+    pub max_recipients: usize,
+    pub connect_timeout: Duration,
+    pub command_timeout: Duration,
+    pub data_timeout: Duration,
+    pub final_timeout: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Throttle {
+    /// Messages in flight per lane.
+    pub concurrency: usize,
+    /// Messages in flight over all lanes.
+    pub provider_concurrency: usize,
+    /// Concurrency of single lanes, by name.
+    pub mailbox_concurrency: BTreeMap<String, usize>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    pub first: Duration,
+    pub factor: f64,
+    pub max: Duration,
+    /// 0.2 spreads a delay over 80 % to 120 % of itself.
+    pub jitter: f64,
+    pub give_up_after: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spool {
+    pub path: PathBuf,
+    /// Below this much free space nothing is accepted, in octets.
+    pub min_free: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Admin {
+    pub bind: SocketAddr,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    pub level: LogLevel,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, else JSON.
+    Auto,
+    Text,
+    Json,
+}

@@ -1,0 +1,11 @@
+//! The SMTP protocol as the server side speaks it, and the words both sides share.
+//!
+//! Nothing here knows a socket, a clock, a task or a log: bytes and `now` come in as arguments, steps go out as values.
+//! That is why every rule of RFC 5321 that we keep can be tested by a function call, at every cut of the input.
+
+#![warn(clippy::indexing_slicing, clippy::wildcard_enum_match_arm)]
+
+pub mod address;
+pub mod data;
+pub mod params;
+pub mod reply;

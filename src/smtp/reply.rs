@@ -1,0 +1,227 @@
+//! Replies: a code, an enhanced status and text (RFC 5321 4.2, RFC 3463, RFC 2034).
+//!
+//! Refusing a client is a value: what may refuse returns `Result<_, Reply>`. The same type carries what an upstream
+//! answered, whose text may be any bytes.
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// A three-digit reply code, 200 to 599.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplyCode(u16);
+
+/// The first digit of a reply code (RFC 5321 4.2.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplyClass {
+    /// 2xx
+    Done,
+    /// 3xx
+    Continue,
+    /// 4xx: for now
+    Transient,
+    /// 5xx: for good
+    Permanent,
+}
+
+impl ReplyCode {
+    /// `None` for what RFC 5321 4.2.1 does not define (first digit 2 to 5).
+    pub fn parse(code: u16) -> Option<Self> {
+        (200..=599).contains(&code).then_some(Self(code))
+    }
+
+    pub fn get(self) -> u16 {
+        self.0
+    }
+
+    pub fn class(self) -> ReplyClass {
+        match self.0 / 100 {
+            2 => ReplyClass::Done,
+            3 => ReplyClass::Continue,
+            4 => ReplyClass::Transient,
+            _ => ReplyClass::Permanent,
+        }
+    }
+}
+
+impl fmt::Display for ReplyCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for ReplyCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// An enhanced status code `class.subject.detail` (RFC 3463).
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EnhancedStatus(pub u8, pub u16, pub u16);
+
+impl EnhancedStatus {
+    /// Reads a status at the start of a reply's text; it ends at a blank or at the end (RFC 2034 4).
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let word = text.split(|b| *b == b' ').next()?;
+        let mut parts = std::str::from_utf8(word).ok()?.split('.');
+        let mut number = || -> Option<u16> {
+            let digits = parts.next()?;
+            let fits = matches!(digits.len(), 1..=3) && digits.bytes().all(|b| b.is_ascii_digit());
+            fits.then(|| digits.parse().ok()).flatten()
+        };
+        let (class, subject, detail) = (number()?, number()?, number()?);
+        match (class, parts.next()) {
+            (2 | 4 | 5, None) => Some(Self(u8::try_from(class).ok()?, subject, detail)),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for EnhancedStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.0, self.1, self.2)
+    }
+}
+
+impl fmt::Debug for EnhancedStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A reply: ours to a client, or an upstream's to us.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Reply {
+    pub code: ReplyCode,
+    pub enhanced: Option<EnhancedStatus>,
+    /// Without code and enhanced status; lines are parted by `\n`. Ours is ASCII; an upstream's may be any bytes.
+    pub text: Cow<'static, [u8]>,
+}
+
+impl Reply {
+    /// A reply of our own.
+    pub fn new(code: u16, enhanced: (u8, u16, u16), text: impl Into<Cow<'static, str>>) -> Self {
+        let enhanced = EnhancedStatus(enhanced.0, enhanced.1, enhanced.2);
+        Self { enhanced: Some(enhanced), ..Self::bare(code, text) }
+    }
+
+    /// A reply of our own without an enhanced status: the greeting, EHLO, HELO, 354 (RFC 2034 4).
+    pub fn bare(code: u16, text: impl Into<Cow<'static, str>>) -> Self {
+        let text = match text.into() {
+            Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+            Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+        };
+        Self { code: ReplyCode(code.clamp(200, 599)), enhanced: None, text }
+    }
+
+    /// As the wire has it: each line with the code and, where there is one, the enhanced status.
+    pub fn write_to(&self, out: &mut Vec<u8>) {
+        let mut lines = self.text.split(|b| *b == b'\n').peekable();
+        while let Some(line) = lines.next() {
+            let mark = if lines.peek().is_some() { '-' } else { ' ' };
+            out.extend_from_slice(format!("{}{mark}", self.code).as_bytes());
+            if let Some(enhanced) = self.enhanced {
+                out.extend_from_slice(format!("{enhanced} ").as_bytes());
+            }
+            out.extend_from_slice(line);
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+}
+
+/// One line, escaped: fit for logs and error texts whatever the bytes are.
+impl fmt::Display for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.code)?;
+        if let Some(enhanced) = self.enhanced {
+            write!(f, " {enhanced}")?;
+        }
+        for line in self.text.split(|b| *b == b'\n') {
+            write!(f, " {}", Escaped(line))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Bytes from a peer, made fit to be shown: printable UTF-8 stands, all else becomes `\xNN` (and a backslash `\\`).
+///
+/// What it writes holds no control character, so it cannot start a new line in a log, a header or a terminal.
+pub struct Escaped<'a>(pub &'a [u8]);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write as _;
+        for chunk in self.0.utf8_chunks() {
+            for c in chunk.valid().chars() {
+                match c {
+                    '\\' => f.write_str("\\\\")?,
+                    c if c.is_control() || is_invisible(c) => {
+                        let mut bytes = [0; 4];
+                        for byte in c.encode_utf8(&mut bytes).bytes() {
+                            write!(f, "\\x{byte:02x}")?;
+                        }
+                    }
+                    c => f.write_char(c)?,
+                }
+            }
+            for byte in chunk.invalid() {
+                write!(f, "\\x{byte:02x}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Characters that end a line for some readers, or turn the writing direction of what follows.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_carries_code_and_status() {
+        let mut out = Vec::new();
+        Reply::new(214, (2, 0, 0), "one\ntwo").write_to(&mut out);
+        assert_eq!(out, b"214-2.0.0 one\r\n214 2.0.0 two\r\n");
+        out.clear();
+        Reply::bare(354, "go on").write_to(&mut out);
+        assert_eq!(out, b"354 go on\r\n");
+    }
+
+    #[test]
+    fn enhanced_status_is_read_strictly() {
+        assert_eq!(EnhancedStatus::parse(b"5.7.60 SMTP; no"), Some(EnhancedStatus(5, 7, 60)));
+        assert_eq!(EnhancedStatus::parse(b"2.0.0"), Some(EnhancedStatus(2, 0, 0)));
+        for text in [
+            &b"3.0.0 x"[..],
+            b"5.7",
+            b"5.7.1.2 x",
+            b"5.7.1x",
+            b"5..1",
+            b"5.7.1000",
+            b"+5.7.1",
+            b"5.7.\xff",
+            b"",
+        ] {
+            assert_eq!(EnhancedStatus::parse(text), None, "{}", Escaped(text));
+        }
+    }
+
+    #[test]
+    fn bytes_of_a_peer_are_shown_without_control_characters() {
+        let shown = Escaped(b"a\r\nb\xff\\ \x1b[2J \xc3\xa9 \xe2\x80\xae").to_string();
+        assert_eq!(shown, "a\\x0d\\x0ab\\xff\\\\ \\x1b[2J é \\xe2\\x80\\xae");
+        let reply =
+            Reply { code: ReplyCode(550), enhanced: None, text: Cow::Borrowed(b"no\nnever\xe9") };
+        assert_eq!(reply.to_string(), "550 no never\\xe9");
+    }
+}
