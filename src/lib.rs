@@ -5,6 +5,8 @@ pub mod smtp;
 pub mod envelope;
 pub mod outcome;
 
+pub mod message;
+
 pub mod spool;
 
 pub mod provider;
