@@ -50,6 +50,11 @@ impl SpoolId {
         self.0
     }
 
+    /// The time that the id was made at: its first 48 bits (RFC 9562 5.7).
+    pub fn accepted(self) -> UnixMillis {
+        UnixMillis(u64::try_from(self.0 >> 80).unwrap_or(u64::MAX))
+    }
+
     pub fn parse(text: &str) -> Option<Self> {
         Uuid::try_parse(text).ok().map(|uuid| Self(uuid.as_u128()))
     }

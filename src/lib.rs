@@ -9,8 +9,23 @@ pub mod message;
 
 pub mod spool;
 
+pub mod listener;
+
 pub mod provider;
+
+pub mod delivery;
 
 pub mod config;
 
+pub mod admin;
+
+pub mod sandbox;
+
+pub mod app;
+pub mod cli;
+
+pub mod metrics;
+pub mod telemetry;
+
 pub mod clock;
+pub mod shutdown;

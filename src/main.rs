@@ -1,1 +1,7 @@
-fn main() {}
+//! The `mailsluice` binary: parses arguments, runs, and maps what happened to an exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mailsluice::cli::main()
+}

@@ -55,6 +55,8 @@ pub struct Cause {
     pub status: Option<EnhancedStatus>,
     /// What the remote asked us to wait.
     pub retry_after: Option<Duration>,
+    /// The connection ended with it, in the middle of a message: one message may be the reason, or the provider.
+    pub lost: bool,
     /// The content was given away and no answer came: the remote may have taken it.
     pub maybe_sent: bool,
 }
@@ -68,6 +70,7 @@ impl Cause {
             words: words.into(),
             status: None,
             retry_after: None,
+            lost: false,
             maybe_sent: false,
         }
     }

@@ -3,7 +3,7 @@
 //! Nothing is held back but the name of a field, so a header of any size passes in constant memory (R17).
 
 use crate::envelope::Priority;
-use crate::message::author;
+use crate::message::addresses;
 use crate::smtp::address::Mailbox;
 
 /// Fields that no copy of the message may carry (R11): who gets a blind copy is the envelope's business, and
@@ -232,7 +232,7 @@ impl HeaderFilter {
     fn note(&mut self) {
         let value = std::mem::take(&mut self.value);
         match self.noting.take() {
-            Some(Noted::From) => self.facts.author = author::first_mailbox(&value),
+            Some(Noted::From) => self.facts.author = addresses::first_mailbox(&value),
             Some(Noted::Priority) => {
                 let word = value.trim_ascii().to_ascii_lowercase();
                 self.facts.urgent |=

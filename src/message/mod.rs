@@ -1,5 +1,5 @@
 //! Work on the raw bytes of a message's header. A body is never parsed or written anew here.
 
-pub mod author;
+pub mod addresses;
 pub mod header;
 pub mod received;

@@ -103,3 +103,15 @@ pub enum SpoolError {
     /// The spool is shutting down.
     Closed,
 }
+
+impl std::fmt::Display for SpoolError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Full => f.write_str("the disk is full"),
+            Self::Unknown(id) => write!(f, "{id} is not in the spool"),
+            Self::Damaged(id, what) => write!(f, "{id} is damaged: {what}"),
+            Self::Io(doing, error) => write!(f, "{doing}: {error}"),
+            Self::Closed => f.write_str("the spool is closed"),
+        }
+    }
+}

@@ -1,12 +1,20 @@
-//! The author of a message: the first mailbox of its header field From (RFC 5322 3.6.2).
+//! The mailboxes of an address list, such as the header fields From and To (RFC 5322 3.4).
 
 use crate::smtp::address::{Charset, Mailbox};
 
-/// Reads the first mailbox of an address list: with or without display name, comments and groups. `None` where there is
-/// none that has the form of an address.
+/// The author of a message: the first mailbox of its From. `None` where there is none that has the form of an address.
 pub fn first_mailbox(value: &[u8]) -> Option<Mailbox> {
-    let text = std::str::from_utf8(value).ok()?;
+    mailboxes(value).into_iter().next()
+}
+
+/// Reads an address list, with or without display names, comments and groups. What has not the form of an address is
+/// left out.
+pub fn mailboxes(value: &[u8]) -> Vec<Mailbox> {
+    let mut found = Vec::new();
+    let Ok(text) = std::str::from_utf8(value) else { return found };
     let mut word = String::new();
+    // An address in brackets was read: what is left before the next comma is not one.
+    let mut bracketed = false;
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
         match c {
@@ -16,23 +24,28 @@ pub fn first_mailbox(value: &[u8]) -> Option<Mailbox> {
             }
             '(' => skip_comment(&mut chars),
             '<' => {
-                let inner: String =
-                    chars.by_ref().take_while(|c| *c != '>').filter(|c| !is_blank(*c)).collect();
+                let inner: String = chars.by_ref().take_while(|c| *c != '>').filter(|c| !is_blank(*c)).collect();
                 // A source route before the address (RFC 5322 4.4).
                 let address = inner.rsplit_once(':').map_or(inner.as_str(), |(_, address)| address);
-                return Mailbox::parse(address, Charset::Utf8).ok();
+                found.extend(Mailbox::parse(address, Charset::Utf8));
+                bracketed = true;
             }
             // The name of a group ends: its first member follows.
             ':' => word.clear(),
-            ',' | ';' => match Mailbox::parse(&word, Charset::Utf8) {
-                Ok(mailbox) => return Some(mailbox),
-                Err(_) => word.clear(),
-            },
+            ',' | ';' => {
+                let word = std::mem::take(&mut word);
+                if !std::mem::take(&mut bracketed) {
+                    found.extend(Mailbox::parse(&word, Charset::Utf8));
+                }
+            }
             c if is_blank(c) => {}
             c => word.push(c),
         }
     }
-    Mailbox::parse(&word, Charset::Utf8).ok()
+    if !bracketed {
+        found.extend(Mailbox::parse(&word, Charset::Utf8));
+    }
+    found
 }
 
 fn is_blank(c: char) -> bool {
@@ -95,5 +108,12 @@ mod tests {
             );
         }
         assert_eq!(first_mailbox(b"\xff <a@b>"), None);
+    }
+
+    #[test]
+    fn a_list_is_read_whole() {
+        let found = mailboxes(b" Ann <a@b>, c@d, \"x, y\" <e@f>, Team: g@h, i@j;, broken, <k@l>\r\n");
+        let found: Vec<&str> = found.iter().map(Mailbox::as_str).collect();
+        assert_eq!(found, ["a@b", "c@d", "e@f", "g@h", "i@j", "k@l"]);
     }
 }

@@ -1,0 +1,208 @@
+//! Wiring: the only place that builds the graph of parts, and knows the order in which they start and stop.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::admin;
+use crate::config::{self, Config, OnMail};
+use crate::delivery::dispatcher::{Dispatcher, Settings};
+use crate::envelope::Intake;
+use crate::listener::{self, slots};
+use crate::metrics::Metrics;
+use crate::provider::Provider;
+use crate::provider::smtp::SmtpProvider;
+use crate::shutdown::Shutdown;
+use crate::smtp::reply;
+use crate::spool::{Log, OpenError};
+
+/// Descriptors beside those of clients: spool, log, admin, upstream connections.
+const OTHER_DESCRIPTORS: u64 = 256;
+
+/// A running gateway.
+pub struct App {
+    /// Where SMTP listeners are bound, as logs name them.
+    pub smtp: Vec<String>,
+    /// The TCP ones of them.
+    pub smtp_addresses: Vec<SocketAddr>,
+    pub admin: SocketAddr,
+    grace: std::time::Duration,
+    spool: Arc<Log>,
+    /// Of the listeners and their connections.
+    acceptance: Shutdown,
+    abort: CancellationToken,
+    /// Of the dispatcher.
+    delivery: Shutdown,
+    /// Of the admin listener, which ends last.
+    admin_shutdown: Shutdown,
+}
+
+/// Why the gateway did not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// A socket, a limit: the system said no.
+    System(io::Error),
+    Spool(OpenError),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::System(error) => error.fmt(f),
+            Self::Spool(error) => error.fmt(f),
+        }
+    }
+}
+
+impl App {
+    /// Binds first, so that what cannot start fails before it touches the spool; accepts last.
+    pub async fn start(config: Config, metrics: Arc<Metrics>) -> Result<Self, StartError> {
+        raise_descriptor_limit(config.limits.connections)?;
+        let bound = config.listeners.iter().map(listener::bind).collect::<io::Result<Vec<_>>>();
+        let bound = bound.map_err(StartError::System)?;
+        let admin_socket = bind_admin(config.admin.bind).await?;
+        let admin = admin_socket.local_addr().map_err(StartError::System)?;
+
+        let (spool, report) = Log::open(&config.spool).await.map_err(StartError::Spool)?;
+        let spool = Arc::new(spool);
+        for damage in &report.damaged {
+            tracing::error!(%damage, "the spool is damaged: {damage}; everything else in it is kept and delivered");
+        }
+
+        let (intake_is, intake) = watch::channel(intake(&config));
+        let (trouble_is, trouble) = watch::channel(None);
+        let (accepted_is, accepted) = mpsc::unbounded_channel();
+        let grace = config.limits.shutdown_grace;
+
+        let delivery = Shutdown::new();
+        let provider = provider(&config);
+        let concurrency = concurrency(&config);
+        let settings = Settings { retry: config.retry.clone(), concurrency };
+        let dispatcher =
+            Dispatcher::new(Arc::clone(&spool), provider.clone(), settings, accepted, Arc::clone(&metrics), trouble_is);
+        delivery.tasks.spawn(dispatcher.run(delivery.token.clone(), grace));
+
+        let admin_shutdown = Shutdown::new();
+        let acceptance = Shutdown::new();
+        let shared = admin::Shared {
+            spool: Arc::clone(&spool),
+            metrics: Arc::clone(&metrics),
+            intake: intake.clone(),
+            trouble,
+            stopping: acceptance.token.clone(),
+        };
+        admin_shutdown.tasks.spawn(admin::serve(admin_socket, Arc::new(shared), admin_shutdown.token.clone()));
+        info!(event = "listening", address = %admin, protocol = "http", "admin listens on http://{admin}");
+
+        let abort = CancellationToken::new();
+        let limits = &config.limits;
+        let slots = Arc::new(slots::Slots::new(limits.connections, limits.connections_per_client));
+        let shared = Arc::new(listener::Shared {
+            hostname: config.hostname.to_string(),
+            limits: config.limits.clone(),
+            spool: Arc::clone(&spool),
+            accepted: accepted_is,
+            intake,
+            metrics,
+            slots,
+            shutdown: acceptance.clone(),
+            abort: abort.clone(),
+        });
+        let smtp = bound.iter().map(|bound| bound.name.clone()).collect();
+        let smtp_addresses = bound.iter().filter_map(listener::Bound::address).collect();
+        for bound in bound {
+            acceptance.tasks.spawn(listener::listen(bound, Arc::clone(&shared)));
+        }
+        // The state that the listener reads stays as it is until a reload can change it; its sender lives with a task
+        // that ends with acceptance.
+        let stop = acceptance.token.clone();
+        acceptance.tasks.spawn(async move {
+            stop.cancelled().await;
+            drop(intake_is);
+        });
+        Ok(Self { smtp, smtp_addresses, admin, grace, spool, acceptance, abort, delivery, admin_shutdown })
+    }
+
+    /// Stops accepting, lets sessions that receive content and attempts under way end within the time of grace, then
+    /// syncs and closes the spool (R70).
+    pub async fn stop(self) {
+        info!(event = "stopping", "stopping: no new mail is accepted; what is under way may end");
+        let sessions = async {
+            if tokio::time::timeout(self.grace, self.acceptance.stop()).await.is_err() {
+                warn!("some sessions did not end within shutdown_grace and are cut off; their messages were not accepted");
+                self.abort.cancel();
+                self.acceptance.stop().await;
+            }
+        };
+        tokio::join!(sessions, self.delivery.stop());
+        self.spool.close().await;
+        self.admin_shutdown.stop().await;
+        info!(event = "stopped", "stopped");
+    }
+}
+
+/// Room for every connection that the limits allow, or an error that says what is missing (R75).
+fn raise_descriptor_limit(connections: usize) -> Result<(), StartError> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let need = connections as u64 + slots::SLACK as u64 + OTHER_DESCRIPTORS;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= need) {
+        return Ok(());
+    }
+    if limit.maximum.is_some_and(|maximum| maximum < need) {
+        let maximum = limit.maximum.unwrap_or(0);
+        let text = format!(
+            "limits.connections = {connections} needs {need} file descriptors and the system allows {maximum}: raise it (LimitNOFILE= in the unit, `ulimit -Hn`), or lower limits.connections"
+        );
+        return Err(StartError::System(io::Error::other(text)));
+    }
+    let raised = Rlimit { current: Some(need), maximum: limit.maximum };
+    setrlimit(Resource::Nofile, raised).map_err(|error| {
+        let text = format!("cannot raise the limit of file descriptors to {need}: {error}");
+        StartError::System(io::Error::other(text))
+    })
+}
+
+async fn bind_admin(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|error| {
+        let text = format!("cannot listen on {address} (admin.bind): {error}");
+        StartError::System(io::Error::new(error.kind(), text))
+    })
+}
+
+/// What the listener may take, as far as the provider decides it.
+fn intake(config: &Config) -> Intake {
+    let refusal = match &config.provider {
+        config::Provider::None { on_mail: OnMail::Reject } => Some(reply::no_provider()),
+        config::Provider::None { on_mail: OnMail::Hold } | config::Provider::Smtp(_) => None,
+    };
+    Intake { refusal, max_size: config.limits.message_size }
+}
+
+fn provider(config: &Config) -> Option<Arc<dyn Provider>> {
+    match &config.provider {
+        config::Provider::None { .. } => None,
+        config::Provider::Smtp(section) => Some(Arc::new(SmtpProvider::new(section, config.hostname.to_string()))),
+    }
+}
+
+/// The one lane of an upstream is named by its sender.
+fn concurrency(config: &Config) -> usize {
+    let throttle = &config.throttle;
+    let lane = match &config.provider {
+        config::Provider::Smtp(section) => {
+            let named = section.sender.as_ref().and_then(|sender| throttle.mailbox_concurrency.get(sender.as_str()));
+            named.copied().unwrap_or(throttle.concurrency)
+        }
+        config::Provider::None { .. } => throttle.concurrency,
+    };
+    lane.min(throttle.provider_concurrency)
+}
+

@@ -1,0 +1,93 @@
+//! The command line. One file per command; what each prints and how it exits is an interface.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to its user")]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod check;
+mod health;
+mod run;
+mod sandbox;
+mod version;
+
+/// Exit codes, as sysexits(3) has them.
+const EX_USAGE: u8 = 64;
+const EX_UNAVAILABLE: u8 = 69;
+const EX_OSERR: u8 = 71;
+const EX_TEMPFAIL: u8 = 75;
+const EX_CONFIG: u8 = 78;
+const EX_NOINPUT: u8 = 66;
+
+/// A mail gateway that stands beside old applications: they speak plain SMTP to it, it keeps every accepted message on
+/// disk, and sends it through the one active provider.
+///
+/// Start with `mailsluice sandbox`, which needs no configuration: it runs the gateway against a stand-in upstream and
+/// shows what arrives. Then write /etc/mailsluice/mailsluice.toml, look it over with `mailsluice check`, and
+/// `mailsluice run`.
+#[derive(Debug, Parser)]
+#[command(name = "mailsluice", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 all right; 64 wrong usage; 66 no such input; 69 not available; 71 the system \
+refused; 75 try again later; 78 the configuration is wrong.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway in the foreground until SIGTERM or SIGINT
+    Run(ConfigArgs),
+    /// Check the configuration without starting: every problem at once, with line and column
+    Check(ConfigArgs),
+    /// Ask the running gateway whether it accepts mail (its /readyz); for container health checks
+    Health(ConfigArgs),
+    /// Run the gateway against a stand-in upstream with an inbox, to try it or to test an application
+    Sandbox(sandbox::Args),
+    /// Print the version
+    Version,
+}
+
+#[derive(Debug, clap::Args)]
+struct ConfigArgs {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", env = "MAILSLUICE_CONFIG", default_value = "/etc/mailsluice/mailsluice.toml")]
+    config: PathBuf,
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nobody is left to tell when the terminal is gone.
+            drop(error.print());
+            return if error.use_stderr() { EX_USAGE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    match cli.command {
+        Command::Run(args) => run::run(&args.config),
+        Command::Check(args) => check::run(&args.config),
+        Command::Health(args) => health::run(&args.config),
+        Command::Sandbox(args) => sandbox::run(&args),
+        Command::Version => version::run(),
+    }
+}
+
+/// Reads the configuration, or says everything that is wrong with it.
+fn load(path: &std::path::Path) -> Result<crate::config::Config, ExitCode> {
+    crate::config::load(path).map_err(|problems| {
+        eprint!("{problems}");
+        EX_CONFIG.into()
+    })
+}
+
+/// The runtime of every command that waits.
+fn runtime() -> Result<tokio::runtime::Runtime, ExitCode> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("mailsluice").build().map_err(|error| {
+        eprintln!("cannot start: {error}");
+        EX_OSERR.into()
+    })
+}

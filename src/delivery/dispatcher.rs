@@ -1,0 +1,533 @@
+//! Takes what is due, hands it to the provider, and makes durable what came of it.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::clock;
+use crate::config::Retry;
+use crate::delivery::gate::{Admit, Change, Gate, Pass};
+use crate::delivery::retry;
+use crate::delivery::schedule::Schedule;
+use crate::envelope::{Head, Progress, QueueState, RcptStatus, SpoolId, UnixMillis};
+use crate::metrics::Metrics;
+use crate::outcome::{Cause, Outcome, Scope, Stage};
+use crate::provider::{BoxFuture, Outcomes, Provider, Submission};
+use crate::spool::{Durability, Op, Spool, SpoolError, Stored};
+
+/// Heads that are read from the spool at once at start.
+const HEADS: usize = 1_000;
+/// Between two tries to write an outcome that the disk did not take.
+const DISK_RETRY: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub retry: Retry,
+    /// Messages in flight at once.
+    pub concurrency: usize,
+}
+
+/// What the delivery side says of itself: `None` while mail flows, else why not.
+pub type Trouble = Option<Cause>;
+
+/// The engine. Owns order and ownership of every queued message.
+pub struct Dispatcher<S> {
+    shared: Arc<Shared<S>>,
+    accepted: mpsc::UnboundedReceiver<Head>,
+    schedule: Schedule,
+    attempts: JoinSet<Ended>,
+    in_flight: HashMap<Id, (Head, Pass)>,
+    held: usize,
+    failed: usize,
+}
+
+/// What every attempt needs.
+struct Shared<S> {
+    spool: Arc<S>,
+    /// None: mail is kept until there is one.
+    provider: Option<Arc<dyn Provider>>,
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    gate: Mutex<Gate>,
+    trouble: watch::Sender<Trouble>,
+}
+
+/// How an attempt ended, for the schedule.
+enum Ended {
+    /// It is tried again not before the instant.
+    Again(Head, Instant),
+    /// It waits for an operator.
+    Held,
+    Failed,
+    Done,
+}
+
+impl<S: Spool> Dispatcher<S> {
+    /// `accepted` brings the heads of new messages: the one wake-up between acceptance and delivery. It is unbounded
+    /// because what it holds is in the queue, and so in memory, either way.
+    pub fn new(
+        spool: Arc<S>,
+        provider: Option<Arc<dyn Provider>>,
+        settings: Settings,
+        accepted: mpsc::UnboundedReceiver<Head>,
+        metrics: Arc<Metrics>,
+        trouble: watch::Sender<Trouble>,
+    ) -> Self {
+        let shared =
+            Shared { spool, provider, settings, metrics, gate: Mutex::new(Gate::new()), trouble };
+        Self {
+            shared: Arc::new(shared),
+            accepted,
+            schedule: Schedule::new(),
+            attempts: JoinSet::new(),
+            in_flight: HashMap::new(),
+            held: 0,
+            failed: 0,
+        }
+    }
+
+    /// Runs until `stop` fires; then nothing new begins, and what is under way gets `grace` to end.
+    pub async fn run(mut self, stop: CancellationToken, grace: Duration) {
+        self.load();
+        self.shared.metrics.provider_open.set(i64::from(self.shared.provider.is_some()));
+        loop {
+            let wake_at = self.begin_what_is_due();
+            self.count();
+            // Each branch may be dropped mid-way: joining, receiving and sleeping take nothing unless they are ready.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(ended) = self.attempts.join_next_with_id() => self.ended(ended),
+                Some(head) = self.accepted.recv() => self.take(head),
+                () = sleep_until(wake_at) => {}
+            }
+        }
+        self.finish(grace).await;
+    }
+
+    /// Puts everything that the spool holds into the schedule.
+    fn load(&mut self) {
+        let (now, wall) = (clock::now(), clock::wall());
+        let mut after = None;
+        loop {
+            let heads = self.shared.spool.heads(after, HEADS);
+            let Some(last) = heads.last() else { return };
+            after = Some(last.id);
+            for head in heads {
+                match head.state {
+                    QueueState::Queued => {
+                        // A clock that stepped does not make mail wait longer than the schedule ever would (R73).
+                        let wait = head.due.since(wall).min(self.shared.settings.retry.max);
+                        self.schedule.push(head, now + wait);
+                    }
+                    QueueState::Held => self.held += 1,
+                    QueueState::Failed => self.failed += 1,
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, head: Head) {
+        let now = clock::now();
+        self.schedule.push(head, now);
+        while let Ok(head) = self.accepted.try_recv() {
+            self.schedule.push(head, now);
+        }
+    }
+
+    /// Begins what may begin now, and says when to look again.
+    fn begin_what_is_due(&mut self) -> Option<Instant> {
+        let provider = self.shared.provider.clone()?;
+        let now = clock::now();
+        while self.attempts.len() < self.shared.settings.concurrency {
+            let next_at = self.schedule.next_at()?;
+            if next_at > now {
+                return Some(next_at);
+            }
+            let pass = match self.shared.gate().admit(now) {
+                Admit::Freely => Pass::Free,
+                Admit::Probe => Pass::Probe,
+                Admit::Wait(until) => return until,
+            };
+            let head = self.schedule.pop(now)?;
+            let attempt = attempt(Arc::clone(&self.shared), Arc::clone(&provider), head, pass);
+            let task = self.attempts.spawn(attempt);
+            self.in_flight.insert(task.id(), (head, pass));
+        }
+        None
+    }
+
+    fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) {
+        let (id, ended) = match ended {
+            Ok((id, ended)) => (id, Some(ended)),
+            Err(gone) => (gone.id(), None),
+        };
+        let Some((head, pass)) = self.in_flight.remove(&id) else { return };
+        match ended {
+            Some(Ended::Again(head, at)) => self.schedule.push(head, at),
+            Some(Ended::Held) => self.held += 1,
+            Some(Ended::Failed) => self.failed += 1,
+            Some(Ended::Done) => {}
+            // The attempt panicked: the message is put back, a while later, whatever it was.
+            None => {
+                self.shared.gate().unclear(pass, clock::now());
+                self.schedule.push(head, clock::now() + self.shared.settings.retry.first);
+            }
+        }
+    }
+
+    /// The gauges follow the queue.
+    fn count(&self) {
+        let metrics = &self.shared.metrics;
+        let in_flight = self.attempts.len();
+        let count = |state, n: usize| {
+            metrics.queue.with_label_values(&[state]).set(i64::try_from(n).unwrap_or(i64::MAX));
+        };
+        count("queued", self.schedule.len() + in_flight);
+        count("held", self.held);
+        count("failed", self.failed);
+        metrics.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
+    }
+
+    /// Lets what is under way end within `grace`; what does not is in doubt where its content was given away.
+    async fn finish(&mut self, grace: Duration) {
+        let all = async { while self.attempts.join_next().await.is_some() {} };
+        if tokio::time::timeout(grace, all).await.is_err() {
+            let n = self.attempts.len();
+            warn!(
+                event = "stopped",
+                unfinished = n,
+                "{n} attempts did not end within shutdown_grace and are tried again after the next start"
+            );
+            self.attempts.shutdown().await;
+        }
+    }
+}
+
+impl<S> Shared<S> {
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells log, metric and `/readyz` what the gate became.
+    fn tell(&self, change: Change, cause: Option<&Cause>) {
+        match (change, cause) {
+            (Change::Closed, Some(cause)) => {
+                self.metrics.provider_open.set(0);
+                self.trouble.send_replace(Some(cause.clone()));
+                let (scope, stage) = (cause.scope.label(), cause.stage.label());
+                error!(event = "closed", scope, stage, words = %cause.words, "deliveries wait: {cause}; the provider is probed until it works, nothing is lost or bounced meanwhile");
+            }
+            (Change::Opened(after), _) => {
+                self.metrics.provider_open.set(1);
+                self.trouble.send_replace(None);
+                info!(
+                    event = "opened",
+                    seconds = after.as_secs(),
+                    "the provider takes mail again after {} s",
+                    after.as_secs()
+                );
+            }
+            (Change::Closed | Change::Unchanged, _) => {}
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// One attempt: every part of the message that is still pending, each made durable before the next.
+async fn attempt<S: Spool>(
+    shared: Arc<Shared<S>>,
+    provider: Arc<dyn Provider>,
+    head: Head,
+    pass: Pass,
+) -> Ended {
+    let began = clock::now();
+    let stored = match shared.spool.open(head.id).await {
+        Ok(stored) => stored,
+        Err(SpoolError::Unknown(_)) => {
+            shared.gate().unclear(pass, began);
+            return Ended::Done;
+        }
+        Err(error) => {
+            shared.gate().unclear(pass, began);
+            let id = head.id;
+            error!(event = "held", %id, %error, "message {id} cannot be read back and waits: {error}; it stays in the spool");
+            return Ended::Held;
+        }
+    };
+    let mut round = Round::new(&shared, stored, pass);
+    round.deliver(provider.as_ref()).await;
+    // A probe that came to no part (nothing was pending any more) must not keep the gate waiting.
+    shared.gate().unclear(round.pass, clock::now());
+    let ended = round.conclude(head).await;
+    shared
+        .metrics
+        .attempt_seconds
+        .observe(clock::now().saturating_duration_since(began).as_secs_f64());
+    ended
+}
+
+/// The state of one attempt at one message.
+struct Round<'a, S> {
+    shared: &'a Shared<S>,
+    message: Stored,
+    pass: Pass,
+    /// Some recipient came to an end in this attempt, so the state on disk is old.
+    changed: bool,
+    /// Some recipient was deferred for a reason of its own or its message's.
+    deferred: bool,
+    /// The message is to wait for an operator.
+    held: bool,
+    /// The provider or the account is in trouble: the rest of the message waits with everyone.
+    stopped: bool,
+}
+
+impl<'a, S: Spool> Round<'a, S> {
+    fn new(shared: &'a Shared<S>, message: Stored, pass: Pass) -> Self {
+        Self { shared, message, pass, changed: false, deferred: false, held: false, stopped: false }
+    }
+
+    fn id(&self) -> SpoolId {
+        self.message.envelope.id
+    }
+
+    async fn deliver(&mut self, provider: &dyn Provider) {
+        let envelope = Arc::new(self.message.envelope.clone());
+        let pending: Vec<usize> = self.message.progress.pending().collect();
+        let mut parts = pending.chunks(provider.limits().recipients.max(1)).peekable();
+        while let Some(part) = parts.next() {
+            let body = self.message.body.clone();
+            let submission =
+                Submission { envelope: Arc::clone(&envelope), part: part.to_vec(), body };
+            let outcomes = Outcomes::new();
+            self.shared.metrics.attempts.inc();
+            caught(provider.deliver(&submission, &outcomes)).await;
+            let outcomes = outcomes.take(part);
+            self.judge(&outcomes);
+            for (rcpt, outcome) in outcomes {
+                self.settle(rcpt, outcome);
+            }
+            if self.stopped || self.held {
+                return;
+            }
+            if parts.peek().is_some() && self.changed {
+                let progress = self.message.progress.clone();
+                self.write(Op::Update { id: self.id(), progress }, Durability::Durable).await;
+            }
+        }
+    }
+
+    /// What the part's outcomes say about the provider.
+    fn judge(&mut self, outcomes: &[(usize, Outcome)]) {
+        let (now, random) = (clock::now(), fastrand::f64());
+        let causes = || outcomes.iter().filter_map(|(_, outcome)| outcome.cause());
+        let wide = causes().find(|cause| cause.scope >= Scope::Sender);
+        let lost = causes().find(|cause| cause.lost);
+        let local =
+            causes().count() == outcomes.len() && causes().all(|cause| cause.stage == Stage::Local);
+        let mut gate = self.shared.gate();
+        let (change, cause) = match (wide, lost) {
+            (Some(cause), _) => (gate.trouble(self.pass, cause, now, random), Some(cause)),
+            (None, Some(cause)) => {
+                (gate.lost(self.pass, self.id(), cause, now, random), Some(cause))
+            }
+            (None, None) if local => {
+                gate.unclear(self.pass, now);
+                (Change::Unchanged, None)
+            }
+            (None, None) => (gate.answered(self.pass, now), None),
+        };
+        // While the gate is closed nothing is counted against a message (DESIGN: whose fault).
+        self.stopped |= wide.is_some() || (lost.is_some() && gate.closed().is_some());
+        drop(gate);
+        self.shared.tell(change, cause);
+        // Only the first part of an attempt is the probe.
+        self.pass = Pass::Free;
+    }
+
+    fn settle(&mut self, rcpt: usize, outcome: Outcome) {
+        let metrics = &self.shared.metrics;
+        metrics.settle(&outcome);
+        if outcome.cause().is_some_and(|cause| cause.maybe_sent) {
+            metrics.in_doubt.inc();
+        }
+        self.tell(rcpt, &outcome);
+        let status = match outcome {
+            Outcome::Delivered(receipt) => {
+                metrics.last_success.set(seconds(clock::wall()));
+                metrics.recipients.with_label_values(&["delivered"]).inc();
+                self.changed = true;
+                RcptStatus::Delivered(receipt)
+            }
+            Outcome::Failed(cause) => {
+                metrics.recipients.with_label_values(&["failed"]).inc();
+                self.changed = true;
+                RcptStatus::Failed(cause)
+            }
+            Outcome::Deferred(cause) => {
+                self.deferred |= cause.scope <= Scope::Message;
+                RcptStatus::Pending { last: Some(cause) }
+            }
+            Outcome::Held(cause) => {
+                self.held |= cause.scope <= Scope::Message;
+                RcptStatus::Pending { last: Some(cause) }
+            }
+        };
+        if let Some(slot) = self.message.progress.rcpts.get_mut(rcpt) {
+            *slot = status;
+        }
+    }
+
+    /// One event per recipient and outcome.
+    fn tell(&self, rcpt: usize, outcome: &Outcome) {
+        let id = self.id();
+        let Some(rcpt) = self.message.envelope.rcpts.get(rcpt) else { return };
+        let to = rcpt.path.as_str();
+        match outcome {
+            Outcome::Delivered(receipt) => {
+                let words = &receipt.words;
+                info!(event = "delivered", %id, to, %words, "message {id} delivered to <{to}>: {words}");
+            }
+            Outcome::Deferred(cause) if cause.maybe_sent => {
+                let (scope, stage) = (cause.scope.label(), cause.stage.label());
+                warn!(event = "in_doubt", %id, to, scope, stage, words = %cause.words, "message {id} for <{to}> may have been taken: {cause}; it is sent once more");
+            }
+            Outcome::Deferred(cause) => {
+                let (scope, stage) = (cause.scope.label(), cause.stage.label());
+                info!(event = "deferred", %id, to, scope, stage, words = %cause.words, "message {id} deferred for <{to}>: {cause}");
+            }
+            Outcome::Failed(cause) => {
+                let (scope, stage) = (cause.scope.label(), cause.stage.label());
+                error!(event = "failed", %id, to, scope, stage, words = %cause.words, "message {id} failed for <{to}>: {cause}; its content stays in the spool");
+            }
+            Outcome::Held(cause) => {
+                let (scope, stage) = (cause.scope.label(), cause.stage.label());
+                warn!(event = "held", %id, to, scope, stage, words = %cause.words, "message {id} for <{to}> waits: {cause}");
+            }
+        }
+    }
+
+    /// Writes what became of the message and says when it is tried again.
+    async fn conclude(mut self, head: Head) -> Ended {
+        let (now, wall) = (clock::now(), clock::wall());
+        let id = self.id();
+        let own = self.deferred && !self.stopped;
+        if own {
+            let first = *self.message.progress.first_deferral.get_or_insert(wall);
+            self.message.progress.attempts = self.message.progress.attempts.saturating_add(1);
+            if retry::gives_up(&self.shared.settings.retry, first, wall) {
+                self.give_up(wall.since(first));
+            }
+        }
+        let progress = self.message.progress.clone();
+        let pending = progress.pending().count();
+        if pending == 0 {
+            self.shared
+                .metrics
+                .time_in_queue
+                .observe(wall.since(self.message.envelope.accepted).as_secs_f64());
+            let any_failed =
+                progress.rcpts.iter().any(|status| matches!(status, RcptStatus::Failed(_)));
+            return match any_failed {
+                true => {
+                    self.write(Op::Fail { id, progress }, Durability::Lazy).await;
+                    Ended::Failed
+                }
+                false => {
+                    self.write(Op::Done { id }, Durability::Lazy).await;
+                    Ended::Done
+                }
+            };
+        }
+        if self.held {
+            self.write(Op::Hold { id, progress }, Durability::Lazy).await;
+            return Ended::Held;
+        }
+        let head = |progress: &Progress| Head {
+            due: progress.due,
+            pending: u32::try_from(pending).unwrap_or(u32::MAX),
+            attempts: progress.attempts,
+            ..head
+        };
+        if own {
+            let delay =
+                retry::delay(&self.shared.settings.retry, progress.attempts, fastrand::f64());
+            let progress = Progress { due: wall.plus(delay), ..progress };
+            let head = head(&progress);
+            self.write(Op::Update { id, progress }, Durability::Lazy).await;
+            return Ended::Again(head, now + delay);
+        }
+        let head = head(&progress);
+        if self.changed {
+            self.write(Op::Update { id, progress }, Durability::Lazy).await;
+        }
+        // Due at once, but behind all that has been due longer: the next probe is a different message.
+        Ended::Again(head, now)
+    }
+
+    /// Its own deferrals span more than `give_up_after`: what is pending has failed, with the last words it got.
+    fn give_up(&mut self, span: Duration) {
+        let pending: Vec<usize> = self.message.progress.pending().collect();
+        for rcpt in pending {
+            let last = match self.message.progress.rcpts.get(rcpt) {
+                Some(RcptStatus::Pending { last: Some(cause) }) => cause.clone(),
+                _ => Cause::new(Scope::Recipient, Stage::Local, "it was never tried"),
+            };
+            let hours = span.as_secs() / 3600;
+            let words = format!("given up after {hours} h of deferrals; last: {}", last.words);
+            let outcome = Outcome::Failed(Cause { words: words.into(), ..last });
+            self.settle(rcpt, outcome);
+        }
+    }
+
+    /// Writes one op, and tries until the disk takes it: an outcome that is not on disk would be sent again after a
+    /// restart, so the attempt keeps its place until it is.
+    async fn write(&self, op: Op, durability: Durability) {
+        let mut op = op;
+        loop {
+            let again = match &op {
+                Op::Update { id, progress } => Op::Update { id: *id, progress: progress.clone() },
+                Op::Hold { id, progress } => Op::Hold { id: *id, progress: progress.clone() },
+                Op::Fail { id, progress } => Op::Fail { id: *id, progress: progress.clone() },
+                Op::Done { id } => Op::Done { id: *id },
+                Op::Put { .. } => return,
+            };
+            match self.shared.spool.apply(vec![op], durability).await {
+                Ok(()) | Err(SpoolError::Closed | SpoolError::Unknown(_)) => return,
+                Err(error) => {
+                    let id = self.id();
+                    error!(%id, %error, "the outcome of message {id} cannot be written: {error}; trying again");
+                }
+            }
+            op = again;
+            tokio::time::sleep(DISK_RETRY).await;
+        }
+    }
+}
+
+fn seconds(at: UnixMillis) -> f64 {
+    Duration::from_millis(at.0).as_secs_f64()
+}
+
+/// Runs a provider's future to its end, or to its panic: what it settled before counts, the rest is maybe sent.
+async fn caught(mut future: BoxFuture<'_, ()>) {
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(poll) => poll,
+        Err(_panic) => Poll::Ready(()),
+    })
+    .await;
+}

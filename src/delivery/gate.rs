@@ -1,0 +1,270 @@
+//! Whether mail may flow to the provider. Pure.
+//!
+//! Trouble that is not a message's own closes the gate: everyone waits, nothing is counted against a message, and one
+//! message at a time is let through as a probe, a different one each time. Two probes in a row that the provider
+//! answers open it again (R43, R44).
+
+use std::time::{Duration, Instant};
+
+use crate::delivery::retry::spread;
+use crate::envelope::SpoolId;
+use crate::outcome::Cause;
+
+/// First and longest time between probes.
+const PROBE_FIRST: Duration = Duration::from_secs(1);
+const PROBE_MAX: Duration = Duration::from_secs(300);
+const PROBE_JITTER: f64 = 0.2;
+/// What is taken of a remote's wish to be left alone.
+const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+/// Probes in a row that open the gate.
+const PROBES_TO_OPEN: u8 = 2;
+
+#[derive(Debug, Default)]
+pub struct Gate {
+    closed: Option<Closed>,
+    /// The message whose attempt last ended with a lost connection, while nothing has passed since.
+    last_lost: Option<SpoolId>,
+}
+
+#[derive(Debug)]
+struct Closed {
+    why: Cause,
+    since: Instant,
+    /// No probe before.
+    until: Instant,
+    failed_probes: u32,
+    passed_probes: u8,
+    probing: bool,
+}
+
+/// Whether an attempt may begin now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admit {
+    Freely,
+    /// This one is a probe; no other begins until it has ended.
+    Probe,
+    /// Not before; `None` while a probe is under way.
+    Wait(Option<Instant>),
+}
+
+/// What the state of the gate became.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    Unchanged,
+    /// It was open and is closed now.
+    Closed,
+    /// It was closed, this long, and is open now.
+    Opened(Duration),
+}
+
+/// How an attempt began, as [`Gate::admit`] said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    Free,
+    Probe,
+}
+
+impl Gate {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Why it is closed, and until when no probe is made.
+    pub fn closed(&self) -> Option<(&Cause, Instant)> {
+        self.closed.as_ref().map(|closed| (&closed.why, closed.until))
+    }
+
+    /// Asks for one attempt. After `Probe`, one of [`Gate::answered`], [`Gate::trouble`], [`Gate::lost`] or
+    /// [`Gate::unclear`] must follow.
+    pub fn admit(&mut self, now: Instant) -> Admit {
+        match &mut self.closed {
+            None => Admit::Freely,
+            Some(closed) if closed.probing => Admit::Wait(None),
+            Some(closed) if now < closed.until => Admit::Wait(Some(closed.until)),
+            Some(closed) => {
+                closed.probing = true;
+                Admit::Probe
+            }
+        }
+    }
+
+    /// The provider spoke about the message: it works.
+    pub fn answered(&mut self, pass: Pass, now: Instant) -> Change {
+        self.last_lost = None;
+        let Some(closed) = &mut self.closed else { return Change::Unchanged };
+        if pass == Pass::Free {
+            // It began before the trouble; it proves nothing about now.
+            return Change::Unchanged;
+        }
+        closed.probing = false;
+        closed.until = now;
+        closed.passed_probes += 1;
+        if closed.passed_probes < PROBES_TO_OPEN {
+            return Change::Unchanged;
+        }
+        let since = closed.since;
+        self.closed = None;
+        Change::Opened(now.saturating_duration_since(since))
+    }
+
+    /// The trouble is the provider's or the account's: it closes at once.
+    pub fn trouble(&mut self, pass: Pass, cause: &Cause, now: Instant, random: f64) -> Change {
+        let asked = cause.retry_after.map(|wish| wish.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX));
+        let Some(closed) = &mut self.closed else {
+            let until = now
+                + asked
+                    .unwrap_or_else(|| spread(PROBE_FIRST, PROBE_JITTER, random).max(PROBE_FIRST));
+            let why = cause.clone();
+            self.closed = Some(Closed {
+                why,
+                since: now,
+                until,
+                failed_probes: 1,
+                passed_probes: 0,
+                probing: false,
+            });
+            return Change::Closed;
+        };
+        if pass == Pass::Probe {
+            let doubled = PROBE_FIRST * 2_u32.saturating_pow(closed.failed_probes.min(16));
+            let wait = spread(doubled.min(PROBE_MAX), PROBE_JITTER, random).max(PROBE_FIRST);
+            closed.probing = false;
+            closed.passed_probes = 0;
+            closed.failed_probes = closed.failed_probes.saturating_add(1);
+            closed.until = now + asked.unwrap_or(wait);
+            closed.why = cause.clone();
+        } else if let Some(wish) = asked {
+            closed.until = closed.until.max(now + wish);
+        }
+        Change::Unchanged
+    }
+
+    /// The connection was lost in the middle of a message. One message may be the reason itself, and does not close the
+    /// gate; two different ones in a row, with nothing that passed between, are the provider's trouble.
+    pub fn lost(
+        &mut self,
+        pass: Pass,
+        id: SpoolId,
+        cause: &Cause,
+        now: Instant,
+        random: f64,
+    ) -> Change {
+        let others = self.last_lost.is_some_and(|last| last != id);
+        self.last_lost = Some(id);
+        match self.closed.is_some() || others {
+            true => self.trouble(pass, cause, now, random),
+            false => Change::Unchanged,
+        }
+    }
+
+    /// A probe ended and says nothing about the provider.
+    pub fn unclear(&mut self, pass: Pass, now: Instant) {
+        if let (Pass::Probe, Some(closed)) = (pass, &mut self.closed) {
+            closed.probing = false;
+            closed.until = closed.until.max(now + PROBE_FIRST);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::{Scope, Stage};
+
+    fn refused() -> Cause {
+        Cause::new(Scope::Provider, Stage::Connect, "connection refused")
+    }
+
+    const A: SpoolId = SpoolId::from_u128(1);
+    const B: SpoolId = SpoolId::from_u128(2);
+
+    #[test]
+    fn trouble_closes_and_probes_come_one_at_a_time_ever_more_rarely() {
+        let mut now = crate::clock::now();
+        let mut gate = Gate::new();
+        assert_eq!(gate.admit(now), Admit::Freely);
+        assert_eq!(gate.trouble(Pass::Free, &refused(), now, 0.5), Change::Closed);
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            let Admit::Wait(Some(until)) = gate.admit(now) else { panic!("it waits") };
+            waits.push((until - now).as_secs());
+            assert_eq!(gate.admit(until), Admit::Probe);
+            assert_eq!(gate.admit(until), Admit::Wait(None), "one probe at a time");
+            assert_eq!(
+                gate.trouble(Pass::Free, &refused(), until, 0.5),
+                Change::Unchanged,
+                "older attempts add nothing"
+            );
+            now = until;
+            gate.trouble(Pass::Probe, &refused(), now, 0.5);
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
+    }
+
+    #[test]
+    fn never_more_than_one_probe_a_second() {
+        let now = crate::clock::now();
+        let mut gate = Gate::new();
+        gate.trouble(Pass::Free, &refused(), now, 0.0);
+        assert_eq!(
+            gate.admit(now + Duration::from_millis(999)),
+            Admit::Wait(Some(now + PROBE_FIRST))
+        );
+    }
+
+    #[test]
+    fn two_probes_in_a_row_open_it() {
+        let now = crate::clock::now();
+        let mut gate = Gate::new();
+        gate.trouble(Pass::Free, &refused(), now, 0.5);
+        let at = now + PROBE_FIRST;
+        assert_eq!(gate.admit(at), Admit::Probe);
+        assert_eq!(
+            gate.answered(Pass::Free, at),
+            Change::Unchanged,
+            "an attempt from before proves nothing"
+        );
+        assert_eq!(gate.answered(Pass::Probe, at), Change::Unchanged);
+        assert_eq!(gate.admit(at), Admit::Probe, "the second follows at once");
+        assert_eq!(gate.answered(Pass::Probe, at), Change::Opened(PROBE_FIRST));
+        assert_eq!(gate.admit(at), Admit::Freely);
+    }
+
+    #[test]
+    fn what_the_remote_asks_for_is_taken_within_bounds() {
+        let now = crate::clock::now();
+        for (asked, taken) in [(0, 1), (30, 30), (86_400, 3600)] {
+            let mut gate = Gate::new();
+            let cause = Cause { retry_after: Some(Duration::from_secs(asked)), ..refused() };
+            gate.trouble(Pass::Free, &cause, now, 0.5);
+            assert_eq!(gate.admit(now), Admit::Wait(Some(now + Duration::from_secs(taken))));
+        }
+    }
+
+    #[test]
+    fn one_message_that_breaks_connections_does_not_close_it_and_two_do() {
+        let now = crate::clock::now();
+        let mut gate = Gate::new();
+        for _ in 0..5 {
+            assert_eq!(gate.lost(Pass::Free, A, &refused(), now, 0.5), Change::Unchanged);
+        }
+        gate.answered(Pass::Free, now);
+        assert_eq!(
+            gate.lost(Pass::Free, B, &refused(), now, 0.5),
+            Change::Unchanged,
+            "something passed between"
+        );
+        assert_eq!(gate.lost(Pass::Free, A, &refused(), now, 0.5), Change::Closed);
+    }
+
+    #[test]
+    fn a_probe_that_says_nothing_is_followed_by_another() {
+        let now = crate::clock::now();
+        let mut gate = Gate::new();
+        gate.trouble(Pass::Free, &refused(), now, 0.5);
+        assert_eq!(gate.admit(now + PROBE_FIRST), Admit::Probe);
+        gate.unclear(Pass::Probe, now + PROBE_FIRST);
+        assert_eq!(gate.admit(now + PROBE_FIRST * 2), Admit::Probe);
+    }
+}

@@ -1,0 +1,13 @@
+//! The engine: which message is tried when, and what follows from the outcome.
+//!
+//! `retry`, `schedule` and `gate` are pure: `now` and randomness come in as arguments. `dispatcher` is the only async one.
+
+#![warn(clippy::indexing_slicing, clippy::wildcard_enum_match_arm)]
+
+pub mod retry;
+
+pub mod schedule;
+
+pub mod gate;
+
+pub mod dispatcher;

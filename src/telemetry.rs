@@ -1,0 +1,179 @@
+//! The log: one event per fact, written by one buffered thread, so that a line costs no system call.
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tracing::{Level, Subscriber};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config;
+use crate::metrics::Metrics;
+
+/// Longest time that a line waits in memory.
+const FLUSH_EVERY: Duration = Duration::from_millis(100);
+/// Octets that are gathered before they are written.
+const BUFFER: usize = 64 * 1024;
+/// Lines that wait for the thread. When they are full (whoever reads the log is stuck) lines are dropped and counted:
+/// mail goes on.
+const LINES: usize = 16 * 1024;
+
+/// Starts logging to standard error. Lines are flushed when the guard goes.
+pub fn start(config: &config::Log, metrics: Arc<Metrics>) -> io::Result<Guard> {
+    let level = match config.level {
+        config::LogLevel::Error => Level::ERROR,
+        config::LogLevel::Warn => Level::WARN,
+        config::LogLevel::Info => Level::INFO,
+        config::LogLevel::Debug => Level::DEBUG,
+        config::LogLevel::Trace => Level::TRACE,
+    };
+    let json = match config.format {
+        config::LogFormat::Auto => !io::stderr().is_terminal(),
+        config::LogFormat::Text => false,
+        config::LogFormat::Json => true,
+    };
+    let (pipe, guard) = pipe(metrics)?;
+    // What libraries say is of interest only when it goes wrong.
+    let filter = Targets::new().with_default(LevelFilter::WARN).with_target("mailsluice", level);
+    let subscriber = tracing_subscriber::registry().with(filter);
+    if json {
+        let layer =
+            tracing_subscriber::fmt::layer().json().flatten_event(true).with_current_span(false);
+        let layer = layer.with_span_list(false).with_target(false).with_writer(pipe);
+        install(subscriber.with(layer));
+    } else {
+        let layer =
+            tracing_subscriber::fmt::layer().with_target(false).with_ansi(false).with_writer(pipe);
+        install(subscriber.with(layer));
+    }
+    log_panics();
+    Ok(guard)
+}
+
+fn install(subscriber: impl Subscriber + Send + Sync + 'static) {
+    // A second start in one process (tests) keeps the first.
+    drop(subscriber.try_init());
+}
+
+/// A panic ends one task, not the daemon; it is told as an event like any other.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        let payload = info.payload();
+        let what = payload.downcast_ref::<&str>().copied().map(str::to_owned);
+        let what = what.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
+        tracing::error!(
+            event = "panic",
+            place,
+            what,
+            "a task panicked at {place}: {what}; please report this as a bug"
+        );
+    }));
+}
+
+enum Line {
+    Text(Vec<u8>),
+    End,
+}
+
+/// Where the subscriber writes: hands lines to the thread.
+#[derive(Clone)]
+struct Pipe {
+    lines: SyncSender<Line>,
+    metrics: Arc<Metrics>,
+}
+
+impl Write for Pipe {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+            self.lines.try_send(Line::Text(line.to_vec()))
+        {
+            self.metrics.log_lines_lost.inc();
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Pipe {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+/// Writes what is left when it goes.
+pub struct Guard {
+    lines: SyncSender<Line>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Guard")
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // The thread takes lines until this one; where standard error is stuck, so is the exit, for as long.
+        if self.lines.send(Line::End).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            drop(thread.join());
+        }
+    }
+}
+
+fn pipe(metrics: Arc<Metrics>) -> io::Result<(Pipe, Guard)> {
+    let (lines, taken) = sync_channel(LINES);
+    let thread =
+        std::thread::Builder::new().name("log".to_owned()).spawn(move || write_lines(&taken))?;
+    Ok((Pipe { lines: lines.clone(), metrics }, Guard { lines, thread: Some(thread) }))
+}
+
+fn write_lines(lines: &Receiver<Line>) {
+    let mut buffer = Vec::with_capacity(BUFFER);
+    let mut deadline = None;
+    loop {
+        let wait = deadline.map_or(Duration::MAX, |at: std::time::Instant| {
+            at.saturating_duration_since(crate::clock::now())
+        });
+        let next = match deadline {
+            None => lines.recv().map_err(|_gone| RecvTimeoutError::Disconnected),
+            Some(_) => lines.recv_timeout(wait),
+        };
+        match next {
+            Ok(Line::Text(line)) => {
+                buffer.extend_from_slice(&line);
+                deadline.get_or_insert_with(|| crate::clock::now() + FLUSH_EVERY);
+                if buffer.len() < BUFFER {
+                    continue;
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(Line::End) | Err(RecvTimeoutError::Disconnected) => {
+                write_out(&mut buffer);
+                return;
+            }
+        }
+        write_out(&mut buffer);
+        deadline = None;
+    }
+}
+
+fn write_out(buffer: &mut Vec<u8>) {
+    // Nobody is left to tell when standard error is gone.
+    drop(io::stderr().write_all(buffer));
+    buffer.clear();
+}
