@@ -71,10 +71,10 @@ pub fn parse(line: &[u8], charset: Charset) -> Result<Command, Reply> {
     }
 }
 
-/// Whether a line is RCPT, in whatever form: what is refused there is treated milder.
-pub fn is_rcpt(line: &[u8]) -> bool {
-    line.get(..4).is_some_and(|verb| verb.eq_ignore_ascii_case(b"RCPT"))
-        && line.get(4).is_none_or(|octet| is_blank(*octet))
+/// Whether a line is the command `verb` (in capitals), in whatever form.
+pub fn is(line: &[u8], verb: &[u8]) -> bool {
+    line.get(..verb.len()).is_some_and(|start| start.eq_ignore_ascii_case(verb))
+        && line.get(verb.len()).is_none_or(|octet| is_blank(*octet))
 }
 
 /// Whether a line starts as an HTTP request does: a browser was led here to speak in another's name (R15).

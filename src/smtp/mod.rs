@@ -13,3 +13,6 @@ pub mod command;
 pub mod data;
 pub mod line;
 pub mod session;
+
+#[cfg(test)]
+mod testing;

@@ -16,8 +16,8 @@
 //!   of a refused BDAT is read over, since its length is known.
 //! - Chunks (BDAT) of a message that fails are read and dropped until LAST or RSET. Once those of one message announce
 //!   more than twice the largest message and 1 MiB, the session ends instead: nobody reads 2^64 octets.
-//! - Errors are counted (500, 501, 502, 503, 555; refused recipients only while none of the transaction was accepted),
-//!   and at `errors` of them the session ends. A stored message sets the count back: a connection may live for days.
+//! - Errors are counted (500, 501, 502, 503, 555; refused recipients only while none of the transaction was accepted;
+//!   not what was pipelined behind a refused MAIL), and at `errors` of them the session ends. A stored message sets the count back: a connection may live for days.
 //!   Of commands that are no error but lead to no message, 1,000 are free between two messages; each further one counts
 //!   as an error.
 //! - A reply 421 that the driver gives as an answer closes the session behind it, as RFC 5321 3.8 has it.
@@ -132,6 +132,8 @@ pub struct Session {
     wary: bool,
     /// A content that the driver has begun will not be committed, and the driver has not been told.
     abort_due: bool,
+    /// The last MAIL was refused, so what was pipelined behind it is not the client's error.
+    mail_refused: bool,
     eof: bool,
     shutting_down: bool,
     bare_end_of_data: bool,
@@ -218,7 +220,7 @@ enum Move {
 }
 
 /// What is left to say about a command.
-enum Verdict {
+enum Answer {
     Reply(Reply),
     /// It counts as an error.
     Fault(Reply),
@@ -244,6 +246,7 @@ impl Session {
             fresh: true,
             wary: false,
             abort_due: false,
+            mail_refused: false,
             eof: false,
             shutting_down: false,
             bare_end_of_data: false,
@@ -335,13 +338,13 @@ impl Session {
             }
             State::AskBegin(Begin::Data) => {
                 self.say(&reply::start_content());
-                self.content = Some(Box::new(Content::new(Framing::Dots, true)));
+                self.content = Some(Content::new(Framing::Dots, true));
                 self.waiting_since = None;
                 self.state = State::Content;
             }
             State::AskBegin(Begin::Bdat { size, last }) => {
-                let content = Content::new(Framing::Counted, true);
-                self.begin_chunk(content, ChunkLeft { size, left: size, last, fault: false });
+                let chunk = ChunkLeft { size, left: size, last, fault: false };
+                self.receive_chunk(Content::chunks(true), chunk);
             }
             other @ (State::Greeting
             | State::Command
@@ -355,7 +358,10 @@ impl Session {
     pub fn refuse(&mut self, reply: Reply) {
         let hang_up = reply.code.get() == 421;
         match std::mem::replace(&mut self.state, State::Command) {
-            State::AskMail(_) => self.say(&reply),
+            State::AskMail(_) => {
+                self.mail_refused = true;
+                self.say(&reply);
+            }
             State::AskRcpt(_) => match self.no_recipient_yet() {
                 true => self.fault(&reply),
                 false => self.say(&reply),
@@ -367,9 +373,10 @@ impl Session {
             }
             State::AskBegin(Begin::Bdat { .. }) if hang_up => self.say(&reply),
             State::AskBegin(Begin::Bdat { size, last }) => {
-                let mut content = Content::new(Framing::Counted, false);
+                let mut content = Content::chunks(false);
                 content.verdict = Some(reply);
-                self.begin_chunk(content, ChunkLeft { size, left: size, last, fault: false });
+                let chunk = ChunkLeft { size, left: size, last, fault: false };
+                self.receive_chunk(content, chunk);
             }
             State::AskCommit => {
                 self.say(&reply);
@@ -493,7 +500,8 @@ impl Session {
     // Commands
 
     fn command(&mut self, now: Instant) -> Option<Move> {
-        if self.shutting_down && self.content.is_none() {
+        let wanted = |content: &Content| content.verdict.is_none();
+        if self.shutting_down && !self.content.as_deref().is_some_and(wanted) {
             self.hang_up(&reply::shutting_down());
             return None;
         }
@@ -503,17 +511,19 @@ impl Session {
         }
         let utf8 = self.transaction().is_some_and(|transaction| transaction.smtputf8);
         let charset = if utf8 { Charset::Utf8 } else { Charset::Ascii };
-        let (parsed, rcpt, http) = match self.input.line() {
+        let (parsed, is_mail, is_rcpt, is_http) = match self.input.line() {
             Line::Unfinished => return self.wait_for_command(now),
-            Line::TooLong => (Err(reply::line_too_long()), false, false),
-            Line::Whole(line) => {
-                let rcpt = command::is_rcpt(line);
-                (command::parse(line, charset), rcpt, command::is_http(line))
-            }
+            Line::TooLong => (Err(reply::line_too_long()), false, false, false),
+            Line::Whole(line) => (
+                command::parse(line, charset),
+                command::is(line, b"MAIL"),
+                command::is(line, b"RCPT"),
+                command::is_http(line),
+            ),
         };
         self.waiting_since = None;
         self.fresh = false;
-        if http {
+        if is_http {
             self.hang_up(&reply::not_smtp());
             return None;
         }
@@ -521,17 +531,24 @@ impl Session {
             self.hang_up(&reply::out_of_step());
             return None;
         }
-        let verdict = match parsed {
-            Ok(command) => self.obey(command),
-            Err(reply) if rcpt && !self.no_recipient_yet() => Verdict::Reply(reply),
-            Err(reply) => Verdict::Fault(reply),
-        };
-        match verdict {
-            Verdict::Reply(reply) => self.say(&reply),
-            Verdict::Fault(reply) => self.fault(&reply),
-            Verdict::Done => {}
+        if is_mail && parsed.is_err() && self.transaction.is_none() {
+            self.mail_refused = true;
         }
+        let answer = match parsed {
+            Ok(command) => self.obey(command),
+            Err(reply) if is_rcpt && !self.no_recipient_yet() => Answer::Reply(reply),
+            Err(reply) => Answer::Fault(reply),
+        };
+        self.answer(answer);
         None
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        match answer {
+            Answer::Reply(reply) => self.say(&reply),
+            Answer::Fault(reply) => self.fault(&reply),
+            Answer::Done => {}
+        }
     }
 
     fn wait_for_command(&mut self, now: Instant) -> Option<Move> {
@@ -556,7 +573,7 @@ impl Session {
         Some(Move::NeedInput { until })
     }
 
-    fn obey(&mut self, command: Command) -> Verdict {
+    fn obey(&mut self, command: Command) -> Answer {
         match command {
             Command::Ehlo(name) => {
                 self.reset();
@@ -583,124 +600,130 @@ impl Session {
             Command::Vrfy => self.idle(reply::cannot_verify()),
             Command::Quit => {
                 self.hang_up(&reply::bye());
-                Verdict::Done
+                Answer::Done
             }
         }
     }
 
-    fn mail(&mut self, mail: MailParams) -> Verdict {
+    fn mail(&mut self, mail: MailParams) -> Answer {
         if self.transaction.is_some() {
-            return Verdict::Fault(reply::nested_mail());
+            return Answer::Fault(reply::nested_mail());
         }
         self.settings = Arc::clone(&self.latest);
         if mail.declared_size.is_some_and(|size| size > self.settings.max_size) {
+            self.mail_refused = true;
             return self.idle(reply::too_large(self.settings.max_size));
         }
-        if self.is_idle_too_long() {
-            self.errors = self.errors.saturating_add(1);
+        if self.is_idle_too_long() && self.is_last_error() {
+            return Answer::Done;
         }
+        self.mail_refused = false;
         self.state = State::AskMail(Box::new(mail));
-        Verdict::Done
+        Answer::Done
     }
 
-    fn rcpt(&mut self, rcpt: Recipient) -> Verdict {
+    fn rcpt(&mut self, rcpt: Recipient) -> Answer {
         let Some(open) = &self.transaction else {
-            return Verdict::Fault(reply::mail_first());
+            return self.without_mail();
         };
         if self.content.is_some() {
-            return Verdict::Fault(reply::bad_sequence());
+            return Answer::Fault(reply::bad_sequence());
         }
         // The first of two that are the same stands, with its parameters.
         let rcpts = &open.transaction.rcpts;
         let seen = open.seen.contains(&hash(&rcpt.path));
         if seen && rcpts.iter().any(|known| known.path == rcpt.path) {
-            return Verdict::Reply(reply::recipient_ok());
+            return Answer::Reply(reply::recipient_ok());
         }
         if rcpts.len() >= self.settings.max_recipients {
-            return Verdict::Reply(reply::too_many_recipients());
+            return Answer::Reply(reply::too_many_recipients());
         }
         self.state = State::AskRcpt(Box::new(rcpt));
-        Verdict::Done
+        Answer::Done
     }
 
-    fn data(&mut self) -> Verdict {
-        let verdict = if self.transaction.is_none() {
-            Verdict::Fault(reply::mail_first())
+    fn data(&mut self) -> Answer {
+        let answer = if self.transaction.is_none() {
+            self.without_mail()
         } else if self.content.is_some() {
-            Verdict::Fault(reply::bad_sequence())
+            Answer::Fault(reply::bad_sequence())
         } else if self.no_recipient_yet() {
             self.idle(reply::no_valid_recipients())
         } else {
             self.state = State::AskBegin(Begin::Data);
-            return Verdict::Done;
+            return Answer::Done;
         };
-        match verdict {
-            Verdict::Reply(reply) => self.say(&reply),
-            Verdict::Fault(reply) => self.fault(&reply),
-            Verdict::Done => {}
-        }
+        self.answer(answer);
         self.refused_data();
-        Verdict::Done
+        Answer::Done
     }
 
-    fn bdat(&mut self, chunk: Chunk) -> Verdict {
+    fn bdat(&mut self, chunk: Chunk) -> Answer {
         let Some(size) = chunk.size else {
-            // The chunk has no known end. A message it was to be part of has a hole now.
-            if let Some(content) = &mut self.content {
-                self.abort_due |= content.spoil(reply::bdat_syntax());
-            }
             self.fault(&reply::bdat_syntax());
             self.refused_data();
-            return Verdict::Done;
+            if !matches!(self.state, State::Closing) && !self.no_recipient_yet() {
+                // A chunk without a known end: the message that it is a part of has a hole now.
+                let content = self.content.get_or_insert_with(|| Content::chunks(false));
+                self.abort_due |= content.spoil(reply::bdat_syntax());
+            }
+            return Answer::Done;
         };
+        // Refused for itself: `None`, or the reply, whether it is an error, and whether it is part of a message.
         let refusal = if self.transaction.is_none() {
-            Some((reply::mail_first(), true))
-        } else if chunk.last.is_none() {
-            Some((reply::bdat_syntax(), true))
+            match self.without_mail() {
+                Answer::Fault(reply) => Some((reply, true, false)),
+                Answer::Reply(reply) => Some((reply, false, false)),
+                Answer::Done => None,
+            }
         } else if self.no_recipient_yet() {
-            Some((reply::no_valid_recipients(), false))
+            Some((reply::no_valid_recipients(), false, false))
+        } else if chunk.last.is_none() {
+            Some((reply::bdat_syntax(), true, true))
         } else {
             None
         };
         let max_size = self.settings.max_size;
         let before = self.content.as_ref().map_or(0, |content| content.announced);
         let announced = before.saturating_add(size);
+        let (refusal, fault, stray) = match refusal {
+            Some((reply, fault, part)) => (Some(reply), fault, !part),
+            None if announced > max_size => (Some(reply::too_large(max_size)), false, false),
+            None => (None, false, false),
+        };
         if announced > max_size.saturating_mul(2).saturating_add(CHUNK_SLACK) {
-            let (reply, _) = refusal.unwrap_or_else(|| (reply::too_large(max_size), false));
-            self.hang_up(&reply);
-            return Verdict::Done;
+            self.hang_up(&refusal.unwrap_or_else(|| reply::too_large(max_size)));
+            return Answer::Done;
         }
-        // Empty chunks and refused ones lead nowhere.
-        let idle = size == 0 || refusal.is_some();
-        if idle && self.is_idle_too_long() {
-            self.errors = self.errors.saturating_add(1);
+        // Empty chunks and stray ones lead nowhere.
+        if (size == 0 || stray) && self.is_idle_too_long() && self.is_last_error() {
+            return Answer::Done;
         }
         let last = chunk.last.unwrap_or(false);
-        let fault = refusal.as_ref().is_some_and(|(_, fault)| *fault);
         let left = ChunkLeft { size, left: size, last, fault };
-        let begun = self.content.take();
-        let stray = begun.is_none() && refusal.is_some();
-        let refusal = refusal.map(|(reply, _)| reply);
-        let refusal = refusal.or((announced > max_size).then(|| reply::too_large(max_size)));
-        match (begun, refusal) {
-            (Some(mut content), None) => {
-                content.announced = announced;
-                self.resume_chunk(content, left);
+        let content = match (self.content.take(), refusal) {
+            (None, None) => {
+                self.state = State::AskBegin(Begin::Bdat { size, last });
+                return Answer::Done;
             }
-            (Some(mut content), Some(refusal)) => {
-                content.announced = announced;
-                self.abort_due |= content.spoil(refusal);
-                self.resume_chunk(content, left);
-            }
-            (None, None) => self.state = State::AskBegin(Begin::Bdat { size, last }),
-            (None, Some(refusal)) => {
-                let mut content = Content::new(Framing::Counted, false);
-                content.verdict = Some(refusal);
+            (Some(content), None) => content,
+            (content, Some(refusal)) => {
+                let mut content = content.unwrap_or_else(|| Content::chunks(false));
                 content.stray = stray;
-                self.begin_chunk(content, left);
+                self.abort_due |= content.spoil(refusal);
+                content
             }
+        };
+        self.receive_chunk(content, left);
+        Answer::Done
+    }
+
+    /// RCPT, DATA or BDAT outside a transaction: an error, unless a refused MAIL came in the same pipeline group.
+    fn without_mail(&self) -> Answer {
+        match self.mail_refused {
+            true => Answer::Reply(reply::mail_first()),
+            false => Answer::Fault(reply::mail_first()),
         }
-        Verdict::Done
     }
 
     fn no_recipient_yet(&self) -> bool {
@@ -717,10 +740,10 @@ impl Session {
     }
 
     /// The answer to a command that by itself leads to no message.
-    fn idle(&mut self, reply: Reply) -> Verdict {
+    fn idle(&mut self, reply: Reply) -> Answer {
         match self.is_idle_too_long() {
-            true => Verdict::Fault(reply),
-            false => Verdict::Reply(reply),
+            true => Answer::Fault(reply),
+            false => Answer::Reply(reply),
         }
     }
 
@@ -731,12 +754,8 @@ impl Session {
 
     // Content
 
-    fn begin_chunk(&mut self, mut content: Content, chunk: ChunkLeft) {
-        content.announced = chunk.size;
-        self.resume_chunk(Box::new(content), chunk);
-    }
-
-    fn resume_chunk(&mut self, mut content: Box<Content>, chunk: ChunkLeft) {
+    fn receive_chunk(&mut self, mut content: Box<Content>, chunk: ChunkLeft) {
+        content.announced = content.announced.saturating_add(chunk.size);
         content.chunk = Some(chunk);
         self.content = Some(content);
         self.waiting_since = None;
@@ -875,10 +894,17 @@ impl Session {
     /// Says `reply` and counts an error.
     fn fault(&mut self, reply: &Reply) {
         self.say(reply);
+        self.is_last_error();
+    }
+
+    /// Counts an error; true if it ended the session.
+    fn is_last_error(&mut self) -> bool {
         self.errors = self.errors.saturating_add(1);
-        if self.errors >= self.settings.errors {
+        let last = self.errors >= self.settings.errors;
+        if last {
             self.hang_up(&reply::too_many_errors());
         }
+        last
     }
 
     fn hang_up(&mut self, reply: &Reply) {
@@ -894,6 +920,7 @@ impl Session {
 
     /// The transaction ends without a message.
     fn reset(&mut self) {
+        self.mail_refused = false;
         self.abort_due |= self.content.as_ref().is_some_and(|content| content.begun);
         self.end_transaction();
     }
@@ -905,8 +932,13 @@ impl Session {
 }
 
 impl Content {
-    fn new(framing: Framing, begun: bool) -> Self {
-        Self {
+    /// Content in chunks, before the first of them.
+    fn chunks(begun: bool) -> Box<Self> {
+        Self::new(Framing::Counted, begun)
+    }
+
+    fn new(framing: Framing, begun: bool) -> Box<Self> {
+        Box::new(Self {
             decoder: Decoder::new(framing),
             chunk: None,
             announced: 0,
@@ -918,7 +950,7 @@ impl Content {
             scratch: Vec::new(),
             since: None,
             received: 0,
-        }
+        })
     }
 
     fn count(&mut self, octets: usize) {
