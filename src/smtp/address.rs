@@ -293,7 +293,7 @@ impl fmt::Display for ReversePath {
 }
 
 /// Where a message is to go: RCPT TO's argument.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum ForwardPath {
     Mailbox(Mailbox),
     /// `<Postmaster>` without a domain (RFC 5321 4.1.1.3), as it was written.
@@ -321,6 +321,21 @@ impl ForwardPath {
         }
     }
 }
+
+/// As mailboxes compare; `Postmaster` in any case is the same (RFC 5321 4.1.1.3).
+impl PartialEq for ForwardPath {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Mailbox(one), Self::Mailbox(other)) => one == other,
+            (Self::Postmaster(_), Self::Postmaster(_)) => true,
+            (Self::Mailbox(_), Self::Postmaster(_)) | (Self::Postmaster(_), Self::Mailbox(_)) => {
+                false
+            }
+        }
+    }
+}
+
+impl Eq for ForwardPath {}
 
 /// With its angle brackets, as commands write it.
 impl fmt::Display for ForwardPath {
@@ -434,6 +449,7 @@ mod tests {
     fn postmaster_needs_no_domain() {
         let path = ForwardPath::parse("PostMaster", Charset::Ascii).unwrap();
         assert_eq!(path.to_string(), "<PostMaster>");
+        assert_eq!(path, ForwardPath::parse("postmaster", Charset::Utf8).unwrap());
         assert!(ForwardPath::parse("root", Charset::Ascii).is_err());
     }
 }

@@ -6,6 +6,13 @@
 #![warn(clippy::indexing_slicing, clippy::wildcard_enum_match_arm)]
 
 pub mod address;
-pub mod data;
 pub mod params;
 pub mod reply;
+
+pub mod command;
+pub mod data;
+pub mod line;
+pub mod session;
+
+#[cfg(test)]
+mod testing;

@@ -183,6 +183,188 @@ fn is_invisible(c: char) -> bool {
     matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{feff}')
 }
 
+// The table of replies: everything the session says on its own account. What the listener refuses, it words itself.
+
+pub fn greeting(hostname: &str) -> Reply {
+    Reply::bare(220, format!("{hostname} ESMTP mailsluice"))
+}
+
+pub fn helo(hostname: &str) -> Reply {
+    Reply::bare(250, hostname.to_owned())
+}
+
+/// The extensions that are served. What is listed here does what its RFC says (R20).
+pub fn ehlo(hostname: &str, max_size: u64) -> Reply {
+    Reply::bare(
+        250,
+        format!(
+            "{hostname}\nPIPELINING\nSIZE {max_size}\n8BITMIME\nSMTPUTF8\nENHANCEDSTATUSCODES\nDSN\nCHUNKING\nHELP"
+        ),
+    )
+}
+
+pub fn sender_ok() -> Reply {
+    Reply::new(250, (2, 1, 0), "Ok")
+}
+
+pub fn recipient_ok() -> Reply {
+    Reply::new(250, (2, 1, 5), "Ok")
+}
+
+pub fn start_content() -> Reply {
+    Reply::bare(354, "End data with <CR><LF>.<CR><LF>")
+}
+
+pub fn chunk_ok(octets: u64) -> Reply {
+    Reply::new(250, (2, 0, 0), format!("Ok: {octets} octets received"))
+}
+
+/// The gateway answers for the message from here on.
+pub fn queued(id: &str) -> Reply {
+    Reply::new(250, (2, 0, 0), format!("Ok: queued as {id}"))
+}
+
+pub fn ok() -> Reply {
+    Reply::new(250, (2, 0, 0), "Ok")
+}
+
+pub fn help() -> Reply {
+    Reply::new(
+        214,
+        (2, 0, 0),
+        "Commands: EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT",
+    )
+}
+
+pub fn cannot_verify() -> Reply {
+    Reply::new(252, (2, 5, 0), "Not verified, but mail for it is taken and delivery tried")
+}
+
+pub fn bye() -> Reply {
+    Reply::new(221, (2, 0, 0), "Bye")
+}
+
+pub fn unknown_command() -> Reply {
+    Reply::new(500, (5, 5, 1), "Unknown command")
+}
+
+pub fn line_too_long() -> Reply {
+    Reply::new(500, (5, 5, 2), "Line too long")
+}
+
+pub fn control_character() -> Reply {
+    Reply::new(500, (5, 5, 2), "The line has a control character")
+}
+
+pub fn not_implemented() -> Reply {
+    Reply::new(502, (5, 5, 1), "Not offered here")
+}
+
+pub fn bad_sequence() -> Reply {
+    Reply::new(503, (5, 5, 1), "Bad sequence of commands")
+}
+
+pub fn nested_mail() -> Reply {
+    Reply::new(503, (5, 5, 1), "A transaction is open already")
+}
+
+pub fn mail_first() -> Reply {
+    Reply::new(503, (5, 5, 1), "Needs MAIL first")
+}
+
+pub fn no_valid_recipients() -> Reply {
+    Reply::new(554, (5, 5, 1), "No valid recipients")
+}
+
+pub fn argument_missing() -> Reply {
+    Reply::new(501, (5, 5, 4), "An argument is missing")
+}
+
+pub fn argument_not_allowed() -> Reply {
+    Reply::new(501, (5, 5, 4), "No argument is allowed here")
+}
+
+pub fn bad_hello() -> Reply {
+    Reply::new(501, (5, 5, 4), "The name must be printable ASCII of at most 255 octets")
+}
+
+pub fn mail_syntax() -> Reply {
+    Reply::new(501, (5, 5, 4), "Write MAIL FROM:<address>")
+}
+
+pub fn rcpt_syntax() -> Reply {
+    Reply::new(501, (5, 5, 4), "Write RCPT TO:<address>")
+}
+
+pub fn bdat_syntax() -> Reply {
+    Reply::new(501, (5, 5, 4), "Write BDAT size [LAST]")
+}
+
+pub fn bad_parameter() -> Reply {
+    Reply::new(501, (5, 5, 4), "A parameter is malformed")
+}
+
+pub fn duplicate_parameter() -> Reply {
+    Reply::new(501, (5, 5, 4), "A parameter is given twice")
+}
+
+pub fn unknown_parameter() -> Reply {
+    Reply::new(555, (5, 5, 4), "A parameter is not known or not offered")
+}
+
+pub fn bad_reverse_path(why: &str) -> Reply {
+    Reply::new(501, (5, 1, 7), format!("Bad sender address: {why}"))
+}
+
+pub fn bad_forward_path(why: &str) -> Reply {
+    Reply::new(501, (5, 1, 3), format!("Bad recipient address: {why}"))
+}
+
+pub fn needs_utf8() -> Reply {
+    Reply::new(553, (5, 6, 7), "An address outside ASCII needs SMTPUTF8")
+}
+
+pub fn too_many_recipients() -> Reply {
+    Reply::new(452, (4, 5, 3), "Too many recipients")
+}
+
+pub fn too_large(max_size: u64) -> Reply {
+    Reply::new(552, (5, 3, 4), format!("The message is larger than {max_size} octets"))
+}
+
+pub fn bare_newline() -> Reply {
+    Reply::new(550, (5, 6, 0), "The message has a CR or LF that is not part of a CRLF")
+}
+
+pub fn not_smtp() -> Reply {
+    Reply::new(421, (4, 7, 0), "This is an SMTP server")
+}
+
+/// What follows a refused DATA or BDAT may be content, and content must never run as commands (R15).
+pub fn out_of_step() -> Reply {
+    Reply::new(421, (4, 7, 0), "Content was refused and more came: closing")
+}
+
+pub fn too_many_errors() -> Reply {
+    Reply::new(421, (4, 7, 0), "Too many errors: closing")
+}
+
+pub fn command_timeout() -> Reply {
+    Reply::new(421, (4, 4, 2), "Timed out waiting for a command")
+}
+
+pub fn data_timeout() -> Reply {
+    Reply::new(421, (4, 4, 2), "Timed out receiving the message")
+}
+
+pub fn data_timeout_bare_end() -> Reply {
+    Reply::new(421, (4, 4, 2), "Timed out receiving the message: only CRLF.CRLF ends DATA")
+}
+
+pub fn shutting_down() -> Reply {
+    Reply::new(421, (4, 3, 2), "Shutting down")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
