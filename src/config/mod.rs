@@ -1,6 +1,16 @@
 //! The configuration as the parts read it: plain structs, checked, with nothing left to interpret.
 //!
-//! Each part takes its own section, never the whole.
+//! Each part takes its own section, never the whole. A file becomes a `Config` in `load`, which checks it against the
+//! one table of `keys`, reads each value as in `value`, and finds every `problem` at once; `validate` looks at what
+//! goes together.
+
+mod keys;
+mod load;
+mod problem;
+#[cfg(test)]
+mod tests;
+mod validate;
+mod value;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,6 +21,10 @@ use ipnet::IpNet;
 
 use crate::smtp::address::{Domain, Mailbox};
 use crate::smtp::data::BareNewline;
+
+pub use keys::{Available, Key, Type, Unwritten, keys, reference};
+pub use load::{Loaded, load, parse};
+pub use problem::{Problem, Problems};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {

@@ -1,0 +1,448 @@
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::keys::{self, Available, Unwritten, keys, reference};
+use crate::config::load::{Surroundings, load, parse_bytes, parse_in};
+use crate::config::{
+    Bind, Config, LogFormat, LogLevel, OnMail, Problem, Problems, Provider, Rate, value,
+};
+use crate::smtp::data::BareNewline;
+
+/// What a file needs in this version, and nothing else.
+const LEAST: &str = "[sender]\npolicy = \"preserve\"\n";
+
+const UPSTREAM: &str = "[sender]\npolicy = \"preserve\"\n[provider]\nkind = \"smtp\"\n\
+                        server = \"127.0.0.1\"\nsecurity = \"none\"\n";
+
+fn surroundings() -> Surroundings {
+    Surroundings { hostname: "box.example.net".to_owned() }
+}
+
+#[track_caller]
+fn taken(text: &str) -> Config {
+    match parse_in(text, "config.toml", &surroundings()) {
+        Ok(loaded) => loaded.config,
+        Err(problems) => panic!("{text}\n{problems}"),
+    }
+}
+
+fn refused(text: &str) -> Vec<Problem> {
+    match parse_in(text, "config.toml", &surroundings()) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.problems,
+    }
+}
+
+#[track_caller]
+fn one_problem(text: &str) -> String {
+    match &refused(text)[..] {
+        [problem] => format!("config.toml:{problem}"),
+        others => panic!("{text}\n{others:#?}"),
+    }
+}
+
+fn networks(listener_keys: &str) -> Vec<String> {
+    let config = taken(&format!("[[listener]]\n{listener_keys}\n{LEAST}"));
+    config.listeners[0].allow.iter().map(ToString::to_string).collect()
+}
+
+fn upstream(config: &Config) -> &crate::config::SmtpProvider {
+    match &config.provider {
+        Provider::Smtp(smtp) => smtp,
+        Provider::None { .. } => panic!("there is a provider"),
+    }
+}
+
+#[test]
+fn every_bad_config_says_what_is_wrong_and_what_to_write() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bad_configs");
+    let update = std::env::var_os("UPDATE_EXPECT").is_some();
+    let mut cases: Vec<PathBuf> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    cases.sort();
+    assert!(cases.len() >= 40);
+    let mut different = String::new();
+    for case in cases {
+        let bytes = std::fs::read(case.join("config.toml")).unwrap();
+        let problems = parse_bytes(&bytes, "config.toml", &surroundings())
+            .expect_err(&format!("{} was taken", case.display()));
+        let said = format!("{problems}\n");
+        assert!(!said.contains("hunter2"), "a secret is shown:\n{said}");
+        for line in said.lines() {
+            assert!(!line.contains(char::is_control), "{line:?}");
+            let place: Vec<&str> = line.splitn(4, ':').collect();
+            assert!(place[1].parse::<u32>().unwrap() > 0, "{line}");
+            assert!(place[2].parse::<u32>().unwrap() > 0, "{line}");
+        }
+        let expected = case.join("expected.txt");
+        if update {
+            std::fs::write(&expected, said).unwrap();
+        } else if std::fs::read_to_string(&expected).unwrap_or_default() != said {
+            different.push_str(&format!("{}:\n{said}\n", case.display()));
+        }
+    }
+    assert!(different.is_empty(), "UPDATE_EXPECT=1 writes these:\n{different}");
+}
+
+#[test]
+fn defaults_hold_where_the_file_says_nothing() {
+    let config = taken(LEAST);
+    assert_eq!(config.hostname.as_str(), "box.example.net");
+    assert_eq!(config.listeners.len(), 1);
+    assert_eq!(config.listeners[0].bind, Bind::Tcp("127.0.0.1:25".parse().unwrap()));
+    assert_eq!(config.listeners[0].allow.len(), 2);
+    let limits = &config.limits;
+    assert_eq!(limits.message_size, 35_000_000);
+    assert_eq!((limits.recipients, limits.connections), (1000, 4000));
+    assert_eq!((limits.connections_per_client, limits.received_headers), (200, 50));
+    assert_eq!(limits.errors_per_session, 10);
+    assert_eq!(limits.command_timeout, Duration::from_secs(300));
+    assert_eq!(limits.data_timeout, Duration::from_secs(600));
+    assert_eq!(limits.min_data_rate, Some(Rate { amount: 500, per: Duration::from_secs(1) }));
+    assert_eq!(limits.bare_newline, BareNewline::Normalize);
+    assert_eq!(limits.shutdown_grace, Duration::from_secs(60));
+    assert_eq!(config.provider, Provider::None { on_mail: OnMail::Reject });
+    assert_eq!((config.throttle.concurrency, config.throttle.provider_concurrency), (20, 20));
+    assert!(config.throttle.mailbox_concurrency.is_empty());
+    let retry = &config.retry;
+    assert_eq!((retry.factor, retry.jitter), (2.0, 0.2));
+    assert_eq!((retry.first, retry.max), (Duration::from_secs(60), Duration::from_secs(3600)));
+    assert_eq!(retry.give_up_after, Duration::from_secs(5 * 24 * 3600));
+    assert_eq!(config.spool.path, Path::new("/var/lib/mailsluice/spool"));
+    assert_eq!(config.spool.min_free, 500_000_000);
+    assert_eq!(config.admin.bind, "127.0.0.1:9925".parse().unwrap());
+    assert_eq!((config.log.level, config.log.format), (LogLevel::Info, LogFormat::Auto));
+}
+
+#[test]
+fn smtp_provider_has_its_defaults() {
+    let config = taken(UPSTREAM);
+    let smtp = upstream(&config);
+    assert_eq!((smtp.server.as_str(), smtp.port, smtp.max_recipients), ("127.0.0.1", 587, 100));
+    assert_eq!(smtp.sender, None);
+    assert_eq!(smtp.connect_timeout, Duration::from_secs(30));
+    assert_eq!(smtp.command_timeout, Duration::from_secs(300));
+    assert_eq!(smtp.data_timeout, Duration::from_secs(180));
+    assert_eq!(smtp.final_timeout, Duration::from_secs(600));
+}
+
+#[test]
+fn concurrency_goes_by_the_server_unless_written() {
+    for (server, lane, over_all) in keys::CONCURRENCY {
+        let server = if server.is_empty() { "smtp.example.com" } else { server };
+        let throttle = taken(&UPSTREAM.replace("127.0.0.1", &server.to_uppercase())).throttle;
+        assert_eq!((throttle.concurrency, throttle.provider_concurrency), (lane, over_all));
+        let says = keys::of_table("throttle").find(|key| key.name() == "concurrency").unwrap();
+        assert!(says.default.to_string().contains(&lane.to_string()), "{server}");
+    }
+    let written = "[throttle]\nconcurrency = 7\n[throttle.provider]\nconcurrency = 9\n\
+                   [throttle.mailbox.\"a@b\"]\nconcurrency = 2\n[throttle.mailbox.c]\n";
+    let throttle = taken(&format!("{UPSTREAM}{written}")).throttle;
+    assert_eq!((throttle.concurrency, throttle.provider_concurrency), (7, 9));
+    assert_eq!(
+        throttle.mailbox_concurrency.into_iter().collect::<Vec<_>>(),
+        [("a@b".to_owned(), 2)]
+    );
+}
+
+#[test]
+fn system_name_that_is_no_domain_gives_localhost() {
+    for hostname in ["", "-x", "my box", "(none)", "a\u{fffd}"] {
+        let surroundings = Surroundings { hostname: hostname.to_owned() };
+        let loaded = parse_in(LEAST, "config.toml", &surroundings).unwrap();
+        assert_eq!(loaded.config.hostname.as_str(), "localhost", "{hostname:?}");
+    }
+    let written = format!("hostname = \"relay.example.net\"\n{LEAST}");
+    assert_eq!(taken(&written).hostname.as_str(), "relay.example.net");
+}
+
+#[test]
+fn sizes_durations_and_rates_are_read() {
+    let limit = |line: &str| taken(&format!("{LEAST}[limits]\n{line}\n")).limits;
+    for (size, octets) in [
+        ("1", 1),
+        ("\"1\"", 1),
+        ("\"7B\"", 7),
+        ("\"2kB\"", 2000),
+        ("\"2KiB\"", 2048),
+        ("\"3MiB\"", 3 << 20),
+        ("\"150MB\"", 150_000_000),
+        ("1_000", 1000),
+        ("0x10", 16),
+    ] {
+        assert_eq!(limit(&format!("message_size = {size}")).message_size, octets, "{size}");
+    }
+    for (duration, millis) in
+        [("50ms", 50), ("30s", 30_000), ("1h30m", 5_400_000), ("1d", 86_400_000), ("1s5ms", 1005)]
+    {
+        let read = limit(&format!("command_timeout = \"{duration}\"")).command_timeout;
+        assert_eq!(read, Duration::from_millis(millis), "{duration}");
+    }
+    assert_eq!(limit("shutdown_grace = \"0s\"").shutdown_grace, Duration::ZERO);
+    assert_eq!(limit("min_data_rate = \"none\"").min_data_rate, None);
+    let rate = limit("min_data_rate = \"150MB/5m\"").min_data_rate.unwrap();
+    assert_eq!(rate, Rate { amount: 150_000_000, per: Duration::from_secs(300) });
+    for wrong in
+        ["MB", "-1MB", "+1MB", "1.5MB", "1Mb", "1MBB", "99999999999999999999GB", "１MB", "1 MB"]
+    {
+        one_problem(&format!("{LEAST}[limits]\nmessage_size = \"{wrong}\"\n"));
+    }
+    for wrong in ["5", "m", "5m ", "5m5", "-5m", "5M", "1e3s", "0ms", "99999999999999999999s"] {
+        one_problem(&format!("{LEAST}[limits]\ncommand_timeout = \"{wrong}\"\n"));
+    }
+}
+
+#[test]
+fn networks_are_normalised() {
+    assert_eq!(networks("allow = [\"10.0.0.0/8\", \"192.0.2.1\"]"), ["10.0.0.0/8", "192.0.2.1/32"]);
+    assert_eq!(networks("allow = [\"2001:db8::1\"]"), ["2001:db8::1/128"]);
+    assert_eq!(
+        networks("allow = [\"::ffff:10.0.0.0/104\", \"::ffff:192.0.2.1\", \"::ffff:0:0/96\"]"),
+        ["10.0.0.0/8", "192.0.2.1/32", "0.0.0.0/0"]
+    );
+}
+
+#[test]
+fn listeners_bind_to_addresses_and_sockets() {
+    let bind = |bind: &str, rest: &str| {
+        taken(&format!("[[listener]]\nbind = \"{bind}\"\n{rest}\n{LEAST}")).listeners[0]
+            .bind
+            .clone()
+    };
+    assert_eq!(bind("[::1]:0", ""), Bind::Tcp("[::1]:0".parse().unwrap()));
+    assert_eq!(
+        bind("[::ffff:127.0.0.1]:25", ""),
+        Bind::Tcp("[::ffff:127.0.0.1]:25".parse().unwrap())
+    );
+    assert_eq!(bind("unix:/run/smtp.sock", ""), Bind::Unix("/run/smtp.sock".into()));
+    assert_eq!(
+        bind("0.0.0.0:25", "allow = [\"10.0.0.0/8\"]"),
+        Bind::Tcp("0.0.0.0:25".parse().unwrap())
+    );
+    let twice = "[[listener]]\nbind = \"127.0.0.1:0\"\n";
+    let admin = "[admin]\nbind = \"127.0.0.1:0\"\n";
+    assert_eq!(taken(&format!("{twice}{twice}{admin}{LEAST}")).listeners.len(), 2);
+    let long = format!("[[listener]]\nbind = \"unix:/{}\"\n{LEAST}", "x".repeat(107));
+    assert!(one_problem(&long).contains("107 octets"));
+}
+
+#[test]
+fn value_that_works_may_be_written_though_others_do_not() {
+    taken(&format!(
+        "user = []\nlistener = []\n{UPSTREAM}auth = \"none\"\n[throttle]\nmessages = \"none\"\n\
+         [recipients]\nallowed = []\nredirect_all_to = \"\"\n[log]\naddresses = true\n\
+         format = \"json\"\n[bounce]\n"
+    ));
+}
+
+#[test]
+fn address_of_a_server_is_kept_without_brackets() {
+    for (written, kept) in [("[::1]", "::1"), ("::1", "::1"), ("Mail.Example", "Mail.Example")] {
+        let config = taken(&UPSTREAM.replace("127.0.0.1", written));
+        assert_eq!(upstream(&config).server, kept);
+    }
+}
+
+#[test]
+fn what_works_but_is_worth_a_look_is_a_warning() {
+    let text = format!(
+        "[[listener]]\nbind = \"0.0.0.0:25\"\nallow = [\"0.0.0.0/0\"]\n[[listener]]\n\
+         bind = \"unix:/run/smtp.sock\"\nallow = [\"10.0.0.0/8\"]\n{}",
+        UPSTREAM.replace("127.0.0.1", "smtp.example.com")
+    );
+    let warnings = parse_in(&text, "config.toml", &surroundings()).unwrap().warnings;
+    let said: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        said,
+        [
+            "3:9: [[listener]] allow: 0.0.0.0/0 lets everybody send mail through this gateway",
+            "6:1: [[listener]] allow: has no effect on a Unix socket, whose clients have no address",
+            "12:12: [provider] security: all mail goes to smtp.example.com in clear",
+        ]
+    );
+    assert_eq!(parse_in(UPSTREAM, "config.toml", &surroundings()).unwrap().warnings, []);
+}
+
+#[test]
+fn file_that_cannot_be_read_is_one_problem() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = load(&folder.path().join("a\nb.toml")).unwrap_err().to_string();
+    assert!(missing.contains("b.toml: the file cannot be read: No such file"), "{missing}");
+    assert!(!missing.contains('\n'));
+    assert!(load(folder.path()).is_err());
+    let large = folder.path().join("large.toml");
+    std::fs::write(&large, "#".repeat((1 << 20) + 1)).unwrap();
+    assert!(load(&large).unwrap_err().to_string().contains("larger than 1MiB"));
+    let good = folder.path().join("good.toml");
+    std::fs::write(&good, format!("\u{feff}{}", LEAST.replace('\n', "\r\n"))).unwrap();
+    assert!(load(&good).is_ok());
+}
+
+#[test]
+fn problems_are_in_the_order_of_the_file() {
+    let problems = refused("[log]\nlevel = 1\nformat = 2\nx = 3\n[admin]\nbind = 4\n[sender]\n");
+    let places: Vec<(u32, u32)> = problems.iter().map(|p| (p.line, p.column)).collect();
+    assert!(places.is_sorted(), "{places:?}");
+    assert_eq!(places.len(), 5);
+    let problems = Problems { file: "x.toml".to_owned(), problems };
+    assert_eq!(problems.to_string().lines().count(), 5);
+}
+
+#[test]
+fn table_of_keys_is_sound() {
+    let mut seen = BTreeSet::new();
+    for key in keys() {
+        assert!(seen.insert(key.path), "{} is there twice", key.path);
+        assert!(key.doc.ends_with('.') && !key.doc.contains('|'), "{}", key.path);
+        let default = value::default(key);
+        assert_eq!(default.is_some(), matches!(key.default, Unwritten::Is(_)), "{}", key.path);
+        if let (Available::Must(works), Some(default)) = (key.available, default) {
+            assert_ne!(default.plain(), Some(works), "{}", key.path);
+        }
+    }
+}
+
+#[test]
+fn reference_names_every_key() {
+    let reference = reference();
+    assert_eq!(reference.lines().count(), keys().len() + 2);
+    for key in keys() {
+        assert!(key.names().all(|name| reference.contains(&name)), "{}", key.path);
+    }
+    for line in reference.lines() {
+        assert_eq!(line.matches('|').count(), 5, "{line}");
+    }
+    assert!(reference.contains("`provider.` `password`, `password_file`, `password_env`"));
+}
+
+const SAMPLE: &str = include_str!("../../config/mailsluice.toml");
+
+/// A line of the sample that has a key, in use or not: the table, the key, the value.
+fn sample_lines() -> Vec<(String, String, String, bool)> {
+    let mut table = String::new();
+    let mut lines = Vec::new();
+    for line in SAMPLE.lines() {
+        let (text, in_use) = match line.strip_prefix("# ") {
+            Some(text) => (text, false),
+            None => (line, true),
+        };
+        if text.starts_with('[') && text.ends_with(']') {
+            text.trim_matches(['[', ']']).clone_into(&mut table);
+            if table.starts_with("throttle.mailbox.") {
+                "throttle.mailbox.*".clone_into(&mut table);
+            }
+        } else if let Some((name, value)) = text.split_once(" = ")
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+        {
+            lines.push((table.clone(), name.to_owned(), value.to_owned(), in_use));
+        }
+    }
+    lines
+}
+
+#[test]
+fn sample_works_as_it_is() {
+    let loaded = parse_in(SAMPLE, "mailsluice.toml", &surroundings());
+    let loaded = loaded.unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(loaded.warnings, []);
+    assert_eq!(upstream(&loaded.config).port, 2525);
+}
+
+#[test]
+fn sample_shows_every_key_that_works_with_its_default() {
+    let lines = sample_lines();
+    for (table, name, shown, in_use) in &lines {
+        let key = keys::of_table(table)
+            .find(|key| key.name() == name)
+            .unwrap_or_else(|| panic!("{table}.{name} is no key"));
+        match key.default {
+            Unwritten::Is(default) if !in_use => assert_eq!(shown, default, "{table}.{name}"),
+            Unwritten::Is(_) | Unwritten::Says(_) | Unwritten::Nothing => {
+                let parsed = toml::de::DeValue::parse(shown).unwrap();
+                assert!(value::read(key, parsed.get_ref()).is_ok(), "{table}.{name}");
+            }
+        }
+    }
+    for key in keys() {
+        let shown =
+            lines.iter().any(|(table, name, ..)| table == key.table() && name == key.name());
+        assert_eq!(shown, !matches!(key.available, Available::Later), "{}", key.path);
+    }
+}
+
+/// Marsaglia's xorshift64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % n.max(1) as u64).unwrap()
+    }
+}
+
+#[test]
+fn no_file_makes_the_reader_panic() {
+    let rounds = std::env::var("FUZZ_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(2000);
+    let uncommented = SAMPLE.replace("\n# ", "\n");
+    let pieces: [&[u8]; 22] = [
+        b"[",
+        b"]",
+        b"[[provider]]",
+        b"[provider.smtp]",
+        b"\"",
+        b"'''",
+        b"\"\"\"",
+        b"=",
+        b".",
+        b",",
+        b"{",
+        b"}",
+        b"\n",
+        b"\r",
+        b"#",
+        b"\0",
+        b"\xff",
+        b"\xc3\xa9",
+        b"99999999999999999999",
+        b"-0",
+        b"1979-05-27",
+        b"inf",
+    ];
+    for seed in 1..=rounds {
+        let mut random = Random(seed);
+        random.below(1);
+        let mut bytes = match random.below(2) {
+            0 => SAMPLE.as_bytes().to_vec(),
+            _ => uncommented.as_bytes().to_vec(),
+        };
+        for _ in 0..=random.below(8) {
+            let (from, to) = (random.below(bytes.len() + 1), random.below(bytes.len() + 1));
+            match random.below(5) {
+                0 => drop(bytes.drain(from..bytes.len().min(from + to % 40))),
+                1 => {
+                    let piece = pieces[random.below(pieces.len())];
+                    drop(bytes.splice(from..from, piece.iter().copied()));
+                }
+                2 => {
+                    let copy = bytes[from..bytes.len().min(from + 60)].to_vec();
+                    drop(bytes.splice(to..to, copy));
+                }
+                3 if from < bytes.len() => bytes[from] = u8::try_from(random.below(256)).unwrap(),
+                _ => bytes.truncate(from.max(20)),
+            }
+        }
+        let text = bytes.clone();
+        let read = std::panic::catch_unwind(move || {
+            parse_bytes(&text, "config.toml", &surroundings()).map_err(|p| p.to_string())
+        });
+        let shown = String::from_utf8_lossy(&bytes);
+        match read {
+            Ok(Ok(_)) => {}
+            Ok(Err(said)) => assert!(!said.is_empty(), "seed {seed}:\n{shown}"),
+            Err(_) => panic!("seed {seed}:\n{shown}"),
+        }
+    }
+}

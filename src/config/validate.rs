@@ -1,0 +1,311 @@
+//! What the table of keys cannot say: which keys go together, and what this version does not do yet.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use crate::config::Bind;
+use crate::config::keys::{self, Available, Type, Unwritten};
+use crate::config::load::{Section, Tables, Written};
+use crate::config::problem::Findings;
+use crate::config::value::{self, Value};
+
+pub(super) fn check(file: &Tables, findings: &mut Findings) {
+    for section in file.sections() {
+        check_secret_forms(section, findings);
+        if !matches!(section.path, "provider" | "provider.endpoints" | "user") {
+            check_available(section, |_| true, findings);
+        }
+    }
+    for user in &file.users {
+        findings.wrong(
+            user.at.unwrap_or_default(),
+            &user.header,
+            format!("users are {NOT_AVAILABLE}; leave the table out"),
+        );
+    }
+    check_listeners(file, findings);
+    check_provider(file, findings);
+    check_retry(&file.retry, findings);
+    check_admin(&file.admin, findings);
+}
+
+const NOT_AVAILABLE: &str = "not available in this version of mailsluice";
+
+/// Finds what the table of keys has and this version has not, among the keys that `concerns` takes.
+fn check_available(
+    section: &Section,
+    concerns: impl Fn(&keys::Key) -> bool,
+    findings: &mut Findings,
+) {
+    for written in section.written.iter().filter(|written| concerns(written.key)) {
+        let Some(value) = &written.value else { continue };
+        let plain = value.plain();
+        let instead = match written.key.available {
+            Available::Now => continue,
+            Available::Only(values) if plain.is_some_and(|plain| values.contains(&plain)) => {
+                continue;
+            }
+            Available::Must(value) if plain == Some(value) => continue,
+            Available::Later => "leave it out".to_owned(),
+            Available::Must(value) => format!("write {}", keys::toml(value)),
+            Available::Only(values) if written.key.name() == "kind" => {
+                format!("write {}", value::choices(values))
+            }
+            Available::Only(values) => {
+                format!("leave it out or write {}", value::choices(values))
+            }
+        };
+        // The value is named where another would do; a key that does not work at all may hold a secret.
+        let what = match (written.key.available, plain) {
+            (Available::Only(_) | Available::Must(_), Some(plain)) => {
+                format!("{} ", keys::toml(plain))
+            }
+            _ => String::new(),
+        };
+        findings.wrong(
+            written.value_at,
+            &section.named(&written.name),
+            format!("{what}is {NOT_AVAILABLE}; {instead}"),
+        );
+    }
+    for key in keys::of_table(section.path).filter(|key| concerns(key)) {
+        let (Available::Must(value), Unwritten::Is(default)) = (key.available, key.default) else {
+            continue;
+        };
+        let name = key.name();
+        if section.find(name).is_none() {
+            findings.missing(
+                section.at.unwrap_or_default(),
+                &section.named(name),
+                format!(
+                    "is not written, and its default {default} is {NOT_AVAILABLE}; write {name} = {}",
+                    keys::toml(value)
+                ),
+            );
+        }
+    }
+}
+
+/// A secret is written in one of its forms.
+fn check_secret_forms(section: &Section, findings: &mut Findings) {
+    let mut first: HashMap<&str, &Written> = HashMap::new();
+    let mut secrets: Vec<&Written> = (section.written.iter())
+        .filter(|written| matches!(written.key.r#type, Type::Secret))
+        .collect();
+    secrets.sort_by_key(|written| written.at);
+    for written in secrets {
+        if let Some(other) = first.get(written.key.path) {
+            findings.wrong(
+                written.at,
+                &section.named(&written.name),
+                format!("is the same secret as `{}`; keep one of them", other.name),
+            );
+        } else {
+            first.insert(written.key.path, written);
+        }
+    }
+}
+
+fn check_listeners(file: &Tables, findings: &mut Findings) {
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    for (number, listener) in file.listeners.iter().enumerate() {
+        let Some(Value::Bind(bind)) = listener.value("bind") else { continue };
+        let at = at_value(listener, "bind");
+        let allow = listener.find("allow");
+        match &bind {
+            Bind::Tcp(address) => check_open(listener, *address, at, findings),
+            Bind::Unix(_) => {
+                if let Some(allow) = allow {
+                    findings.warning(
+                        allow.at,
+                        &listener.named("allow"),
+                        "has no effect on a Unix socket, whose clients have no address".to_owned(),
+                    );
+                }
+            }
+        }
+        if let Some(Value::Networks(networks)) = allow.and_then(|allow| allow.value.as_ref()) {
+            let at = at_value(listener, "allow");
+            if networks.is_empty() {
+                let text = "is empty, so that nobody could connect; name the clients' networks";
+                findings.wrong(at, &listener.named("allow"), text.to_owned());
+            } else if let Some(all) = networks.iter().find(|network| network.prefix_len() == 0) {
+                let text = format!("{all} lets everybody send mail through this gateway");
+                findings.warning(at, &listener.named("allow"), text);
+            }
+        }
+        let name = match &bind {
+            Bind::Tcp(address) if address.port() == 0 => continue,
+            Bind::Tcp(address) => address.to_string(),
+            Bind::Unix(path) => path.display().to_string(),
+        };
+        if let Some(first) = seen.insert(name, number) {
+            findings.wrong(
+                at,
+                &listener.named("bind"),
+                format!("is the same as that of listener {}; bind each to its own", first + 1),
+            );
+        }
+    }
+    if let Some(Value::Bind(Bind::Tcp(admin))) = file.admin.value("bind")
+        && seen.contains_key(&admin.to_string())
+    {
+        findings.wrong(
+            at_value(&file.admin, "bind"),
+            &file.admin.named("bind"),
+            "is the same as that of a listener; bind each to its own".to_owned(),
+        );
+    }
+}
+
+/// A listener that others reach says who may connect, or makes them log in.
+fn check_open(listener: &Section, address: SocketAddr, at: usize, findings: &mut Findings) {
+    let requires_auth = listener.value("auth") == Some(Value::Text("required".to_owned()));
+    let says_who = listener.find("allow").is_some() || requires_auth;
+    if !address.ip().to_canonical().is_loopback() && !says_who {
+        findings.missing(
+            at,
+            &listener.named("bind"),
+            format!(
+                "{address} can be reached by others; write who may connect, such as \
+                 allow = [\"10.0.0.0/8\"]"
+            ),
+        );
+    }
+}
+
+fn check_provider(file: &Tables, findings: &mut Findings) {
+    let provider = &file.provider;
+    let Some(provider_at) = provider.at else { return };
+    let kind = match provider.find("kind").map(|kind| &kind.value) {
+        Some(Some(Value::Text(kind))) => kind.as_str(),
+        Some(_) => return,
+        None => {
+            let text = "is missing; write kind = \"smtp\" or \"none\"";
+            findings.missing(provider_at, &provider.named("kind"), text.to_owned());
+            return;
+        }
+    };
+    let auth = provider.find("auth").and_then(|auth| auth.value.as_ref());
+    let xoauth2 = kind == keys::SMTP && auth.is_some_and(|auth| auth.plain() == Some("xoauth2"));
+    let fits = |key: &keys::Key| {
+        key.kinds.is_empty()
+            || key.kinds.contains(&kind)
+            || (xoauth2 && key.kinds.contains(&keys::XOAUTH2))
+    };
+    for section in [provider, &file.endpoints] {
+        for written in section.written.iter().filter(|written| !fits(written.key)) {
+            findings.wrong(
+                written.at,
+                &section.named(&written.name),
+                format!(
+                    "belongs to the kind {}, and this provider is of the kind {kind}; leave it out",
+                    written.key.kinds.join(" or ")
+                ),
+            );
+        }
+    }
+    // Of a kind that is not there, only the kind is named.
+    check_available(
+        provider,
+        |key| match kind {
+            keys::MICROSOFT365 => key.name() == "kind",
+            _ if xoauth2 => fits(key) && !key.kinds.contains(&keys::XOAUTH2),
+            _ => fits(key),
+        },
+        findings,
+    );
+    match kind {
+        keys::SMTP => check_smtp(file, findings),
+        keys::MICROSOFT365 => check_credentials(provider, findings),
+        _ => {}
+    }
+}
+
+fn check_smtp(file: &Tables, findings: &mut Findings) {
+    let provider = &file.provider;
+    let at = provider.at.unwrap_or_default();
+    if provider.find("server").is_none() {
+        let text = "is missing; write server = \"smtp.example.com\", or an IP address";
+        findings.missing(at, &provider.named("server"), text.to_owned());
+    }
+    let preserve =
+        file.sender.value("policy").is_some_and(|policy| policy.plain() == Some("preserve"));
+    if provider.find("sender").is_none() && !preserve {
+        let text = "is missing; write sender = \"reports@example.com\"; only the policy \"preserve\" \
+                    does without";
+        findings.missing(at, &provider.named("sender"), text.to_owned());
+    }
+    let security = provider.find("security").and_then(|security| security.value.as_ref());
+    if let (Some(security), Some(Value::Text(server))) = (security, provider.value("server"))
+        && security.plain() == Some(keys::NONE)
+        && !value::is_loopback(&server)
+    {
+        findings.warning(
+            at_value(provider, "security"),
+            &provider.named("security"),
+            format!("all mail goes to {server} in clear"),
+        );
+    }
+}
+
+/// Exactly one way to prove who we are.
+fn check_credentials(provider: &Section, findings: &mut Findings) {
+    for (one, other) in [("certificate", "private_key"), ("private_key", "certificate")] {
+        if let (Some(written), None) = (provider.find(one), provider.find(other)) {
+            let text = format!("needs `{other}` beside it");
+            findings.missing(written.at, &provider.named(one), text);
+        }
+    }
+    let is_way = |written: &&Written| match written.key.name() {
+        "client_secret" | "certificate" => true,
+        "workload_identity" | "managed_identity" => written.value != Some(Value::Flag(false)),
+        _ => false,
+    };
+    let mut ways: Vec<&Written> = provider.written.iter().filter(is_way).collect();
+    ways.sort_by_key(|written| written.at);
+    ways.dedup_by_key(|written| written.key.path);
+    if let [first, others @ ..] = &ways[..] {
+        for other in others {
+            findings.wrong(
+                other.at,
+                &provider.named(&other.name),
+                format!("is a second way to log in beside `{}`; keep one of them", first.name),
+            );
+        }
+    }
+}
+
+fn check_retry(retry: &Section, findings: &mut Findings) {
+    if let (Some(Value::Duration(first)), Some(Value::Duration(max))) =
+        (retry.value("first"), retry.value("max"))
+        && max < first
+    {
+        let name = if retry.find("max").is_some() { "max" } else { "first" };
+        findings.wrong(
+            at_value(retry, name),
+            &retry.named(name),
+            "`max` is shorter than `first`; write the longest wait as `max`".to_owned(),
+        );
+    }
+}
+
+fn check_admin(admin: &Section, findings: &mut Findings) {
+    if let Some(Value::Bind(Bind::Tcp(address))) = admin.value("bind")
+        && !address.ip().to_canonical().is_loopback()
+    {
+        findings.wrong(
+            at_value(admin, "bind"),
+            &admin.named("bind"),
+            format!(
+                "{address} can be reached by others, which needs `token_file`, and that is \
+                 {NOT_AVAILABLE}; write a loopback address such as \"127.0.0.1:9925\""
+            ),
+        );
+    }
+}
+
+/// Where a value stands, or the table if it is the default.
+fn at_value(section: &Section, name: &str) -> usize {
+    section.find(name).map_or_else(|| section.at.unwrap_or_default(), |written| written.value_at)
+}
