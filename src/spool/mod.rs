@@ -1,9 +1,66 @@
 //! Disk: the spool keeps every accepted message until a provider has taken it.
+//!
+//! [`Spool`] is the trait, [`log::Log`] the engine: one log of segments, appended to by one thread, which takes all that
+//! waits as one *batch*, writes it at one go, syncs once and answers everyone.
+//!
+//! # What lies on disk
+//!
+//! ```text
+//! lock               held (flock) by the daemon that owns the spool; its process id
+//! log/N.seg          segments, N in 16 hexadecimal digits; about 64 MiB each
+//! bodies/NAME        contents over 1 MiB, each in a file of its own
+//! tmp/NAME           contents that are being received
+//! damaged/           segments with damage (hard links), and contents that may belong to it
+//! ```
+//!
+//! A segment is a header and then records at 16-octet boundaries ([`record`] has the layout). Its header says which
+//! batch comes first in it (`first_batch`) and from which batch on the earlier segments do not count (`void_from`).
+//! Batch numbers rise by one over all segments, so what is missing is known by number.
+//!
+//! A message is one `Put` record with envelope and content (or the name of its side file). Each later change writes the
+//! whole progress, without the content. `Done` ends it. A segment is removed when nothing that lives is in it and it is
+//! the oldest: so a done-mark never disappears before the record it ends.
+//!
+//! # What a start makes of it
+//!
+//! - A batch counts whole or not at all, and in order.
+//! - Each record says how many batches before its own were not yet synced when it was written. A batch that is missing
+//!   although a later record or segment proves that it had been synced is **damage**: it is reported, the segment is
+//!   linked into `damaged/`, and every other whole batch counts.
+//! - What is missing or cut without such a proof is a **torn tail**: that batch and all behind it are dropped, for
+//!   nobody was told 250 on their account.
+//! - After a start a new segment is opened; its header voids what was dropped, so that it never comes to life later.
+//! - Side files without a record, and all in `tmp/`, are removed; with damage about, the former go to `damaged/`.
+//!
+//! # When the disk fails
+//!
+//! After a failed write or sync nobody knows what is on disk, and a second sync may say yes to what was lost. So the
+//! segment is abandoned: cut back to before the batch as far as that works, never written or synced again. Those that
+//! wait get the error. A new segment is opened *before* they are told, whose header voids the failed batch; what was
+//! written lazily and not yet synced is written again behind that header, in the same write. So an id that was
+//! refused cannot come to life later, short of a crash while not even the new segment could be written. If that fails
+//! too, [`Health::trouble`] says so, everything is refused, and the writer tries again each second by itself.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::envelope::{Body, Envelope, Head, Progress, SpoolId};
+
+pub mod log;
+pub mod record;
+
+mod disk;
+mod index;
+mod recover;
+mod segment;
+mod side_file;
+mod wire;
+mod writer;
+
+#[cfg(test)]
+mod tests;
 
 /// A durable queue of messages. [`Spool::apply`] is the only way to change its state.
 pub trait Spool: Send + Sync + 'static {
@@ -15,6 +72,8 @@ pub trait Spool: Send + Sync + 'static {
 
     /// All of `ops` or none, in order. With [`Durability::Durable`] they are on stable storage at `Ok`. After an error
     /// the messages of a `Put` are not in the spool, and the client may be told so.
+    ///
+    /// If the future is dropped before its end, the operations may or may not take place.
     fn apply(
         &self,
         ops: Vec<Op>,
@@ -35,6 +94,7 @@ pub trait Spool: Send + Sync + 'static {
 
 /// A content that is being received: chunks come in, [`Staged`] comes out.
 pub trait Stage: Send {
+    /// After an error, or when the future was dropped before its end, the content cannot be finished any more.
     fn write(&mut self, chunk: &[u8]) -> impl Future<Output = Result<(), SpoolError>> + Send;
 
     /// The content is whole. It is durable as soon as the `Put` that names it is.
@@ -46,6 +106,22 @@ pub trait Stage: Send {
 pub enum Staged {
     /// It goes into the log with its record.
     Memory(Vec<u8>),
+    /// It lies in a file of its own, synced. The file is removed when this is dropped without having been put.
+    File(side_file::StagedFile),
+}
+
+impl Staged {
+    /// In octets.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::File(file) => file.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// One change of state.
@@ -104,14 +180,67 @@ pub enum SpoolError {
     Closed,
 }
 
-impl std::fmt::Display for SpoolError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for SpoolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Full => f.write_str("the disk is full"),
-            Self::Unknown(id) => write!(f, "{id} is not in the spool"),
-            Self::Damaged(id, what) => write!(f, "{id} is damaged: {what}"),
+            Self::Full => f.write_str("the spool has no space left"),
+            Self::Unknown(id) => write!(f, "no message {id} in the spool"),
+            Self::Damaged(id, what) => write!(f, "message {id} is damaged: {what}"),
             Self::Io(doing, error) => write!(f, "{doing}: {error}"),
-            Self::Closed => f.write_str("the spool is closed"),
+            Self::Closed => f.write_str("the spool is shut down"),
         }
     }
+}
+
+impl std::error::Error for SpoolError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io(_, error) => Some(error),
+            Self::Full | Self::Unknown(_) | Self::Damaged(..) | Self::Closed => None,
+        }
+    }
+}
+
+/// An operation of the disk that failed, and what it was.
+#[derive(Debug)]
+struct Failure {
+    doing: String,
+    error: io::Error,
+}
+
+impl Failure {
+    /// For `map_err`: names what was being done.
+    fn at(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let doing = doing.into();
+        move |error| Self { doing, error }
+    }
+
+    fn is_full(&self) -> bool {
+        matches!(self.error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+
+    /// One error for each of the many that wait.
+    fn to_error(&self) -> SpoolError {
+        match self.is_full() {
+            true => SpoolError::Full,
+            false => {
+                let error = match self.error.raw_os_error() {
+                    Some(code) => io::Error::from_raw_os_error(code),
+                    None => io::Error::new(self.error.kind(), self.error.to_string()),
+                };
+                SpoolError::Io(self.doing.clone(), error)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.doing, self.error)
+    }
+}
+
+/// A panic elsewhere does not make plain data wrong: every change under these locks is whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,488 @@
+//! The engine: a segmented log behind the trait.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use bytes::Bytes;
+use rustix::fs::{FlockOperation, flock};
+
+use super::disk::{Disk, RealDisk};
+use super::index::{Entry, Index};
+use super::record::{self, Place, Record};
+use super::recover;
+use super::side_file::LogStage;
+use super::writer::{Queue, Request, Writer};
+use super::{Durability, Failure, Health, Op, Spool, SpoolError, Staged, Stored, lock, segment};
+use crate::clock;
+use crate::config;
+use crate::envelope::{Body, BodyFile, Head, Progress, SpoolId};
+
+/// The spool of one daemon.
+#[derive(Debug)]
+pub struct Log {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What a start found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Messages in the spool.
+    pub messages: usize,
+    /// What is damaged, one sentence each. Nothing of it was deleted.
+    pub damaged: Vec<String>,
+    /// The log ended in a batch that was not whole: normal after a crash, nobody was told 250.
+    pub torn: bool,
+    /// Contents that no message named, and that were removed: normal after a crash.
+    pub strays: usize,
+}
+
+/// Why a spool cannot be opened.
+#[derive(Debug)]
+pub enum OpenError {
+    /// Another process has it; what it wrote of itself.
+    Locked { path: PathBuf, holder: String },
+    /// A later version of the program has written to it.
+    Newer { file: PathBuf, version: u32 },
+    /// The operating system refused; what was being done.
+    Io(String, io::Error),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Locked { path, holder } => {
+                write!(f, "the spool {} is in use by process {holder}", path.display())
+            }
+            Self::Newer { file, version } => {
+                let (file, ours) = (file.display(), segment::VERSION);
+                write!(
+                    f,
+                    "{file} was written by a later version of the program: its format is \
+                     {version}, this program reads up to {ours}"
+                )
+            }
+            Self::Io(doing, error) => write!(f, "{doing}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io(_, error) => Some(error),
+            Self::Locked { .. } | Self::Newer { .. } => None,
+        }
+    }
+}
+
+impl From<Failure> for OpenError {
+    fn from(failure: Failure) -> Self {
+        Self::Io(failure.doing, failure.error)
+    }
+}
+
+impl Log {
+    /// Takes possession of the spool, which is made if it is not there, and reads what is in it.
+    pub async fn open(config: &config::Spool) -> Result<(Self, Report), OpenError> {
+        Self::open_on(Arc::new(RealDisk), config).await
+    }
+
+    pub(super) async fn open_on(
+        disk: Arc<dyn Disk>,
+        config: &config::Spool,
+    ) -> Result<(Self, Report), OpenError> {
+        let config = config.clone();
+        match tokio::task::spawn_blocking(move || Self::open_blocking(disk, &config)).await {
+            Ok(opened) => opened,
+            Err(ended) => Err(OpenError::Io("opening".to_owned(), io::Error::other(ended))),
+        }
+    }
+
+    fn open_blocking(
+        disk: Arc<dyn Disk>,
+        config: &config::Spool,
+    ) -> Result<(Self, Report), OpenError> {
+        let paths = Paths::new(&config.path);
+        for path in [&paths.root, &paths.log, &paths.bodies, &paths.tmp] {
+            let create = disk.create_dir(path);
+            create.map_err(Failure::at(format!("making the folder {}", path.display())))?;
+        }
+        let lock = hold(&paths.root)?;
+        for path in paths.root.parent().into_iter().chain([&*paths.root]) {
+            // A relative path of one word has the empty path as its parent.
+            let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+            let sync = disk.sync_dir(path);
+            sync.map_err(Failure::at(format!("syncing the folder {}", path.display())))?;
+        }
+        let free = disk.free(&paths.root);
+        let free = free.map_err(Failure::at("asking for free space"))?;
+        let found = recover::replay(&*disk, &paths)?;
+        let report = found.report.clone();
+        let space = Space {
+            disk: Arc::clone(&disk),
+            root: paths.root.clone(),
+            min_free: config.min_free,
+            since: clock::now(),
+            asked: AtomicU64::new(0),
+            free: AtomicU64::new(free),
+            in_memory: AtomicU64::new(0),
+        };
+        let shared = Arc::new(Shared {
+            disk,
+            paths,
+            index: Mutex::new(found.index),
+            queue: Queue::new(),
+            space: Arc::new(space),
+            trouble: Mutex::new(None),
+        });
+        let writer = Writer::start(Arc::clone(&shared), found.next, lock)?;
+        let thread = std::thread::Builder::new()
+            .name("spool-writer".to_owned())
+            .spawn(move || writer.run())
+            .map_err(Failure::at("starting the writer of the spool"))?;
+        Ok((Self { shared, thread: Mutex::new(Some(thread)) }, report))
+    }
+
+    /// Writes and syncs what waits, then lets go of the spool. What comes later is answered [`SpoolError::Closed`].
+    pub async fn close(&self) {
+        self.shared.queue.close();
+        let thread = lock(&self.thread).take();
+        if let Some(thread) = thread {
+            // A panic of the thread was told to those that waited for it.
+            drop(tokio::task::spawn_blocking(move || thread.join()).await);
+        }
+    }
+}
+
+/// Without [`Log::close`]: waits for what is under way, so that the spool is free for the next one.
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.shared.queue.close();
+        if let Some(thread) = lock(&self.thread).take() {
+            drop(thread.join());
+        }
+    }
+}
+
+impl Spool for Log {
+    type Stage = LogStage;
+
+    fn stage(&self) -> LogStage {
+        LogStage::new(Arc::clone(&self.shared))
+    }
+
+    async fn apply(&self, ops: Vec<Op>, durability: Durability) -> Result<(), SpoolError> {
+        if ops.is_empty() {
+            return Ok(());
+        }
+        let mut held = Counted::new(Arc::clone(&self.shared.space), 0);
+        let mut records = Vec::with_capacity(ops.len());
+        let mut files = Vec::new();
+        let mut in_memory = 0;
+        let mut is_put = false;
+        for op in ops {
+            let record = match op {
+                Op::Put { envelope, body } => {
+                    is_put = true;
+                    match body {
+                        Staged::Memory(bytes) => {
+                            in_memory += bytes.len() as u64;
+                            Record::put(&envelope, bytes)
+                        }
+                        Staged::File(staged) => {
+                            files.push(staged.guard);
+                            Record::put_file(&envelope, staged.file)
+                        }
+                    }
+                }
+                Op::Update { id, progress } => Record::update(id, &progress),
+                Op::Hold { id, progress } => Record::hold(id, &progress),
+                Op::Fail { id, progress } => Record::fail(id, &progress),
+                Op::Done { id } => Record::done(id),
+            };
+            if !record.fits() {
+                let error = io::Error::from(io::ErrorKind::FileTooLarge);
+                return Err(SpoolError::Io(format!("writing message {}", record.id), error));
+            }
+            records.push(record);
+        }
+        if is_put && !self.shared.space.has_room_for(in_memory) {
+            return Err(SpoolError::Full);
+        }
+        held.set(in_memory);
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let is_durable = durability == Durability::Durable;
+        let permit = self.shared.queue.permit().await?;
+        self.shared.queue.push(Request { records, files, is_durable, reply, held, permit })?;
+        // The writer's thread drops the other end only when it panics.
+        answer.await.unwrap_or(Err(SpoolError::Closed))
+    }
+
+    fn heads(&self, after: Option<SpoolId>, n: usize) -> Vec<Head> {
+        lock(&self.shared.index).heads(after, n)
+    }
+
+    async fn open(&self, id: SpoolId) -> Result<Stored, SpoolError> {
+        let shared = Arc::clone(&self.shared);
+        match tokio::task::spawn_blocking(move || shared.read(id)).await {
+            Ok(stored) => stored,
+            Err(ended) => {
+                Err(SpoolError::Io(format!("reading message {id}"), io::Error::other(ended)))
+            }
+        }
+    }
+
+    fn health(&self) -> Health {
+        Health {
+            trouble: lock(&self.shared.trouble).clone(),
+            free: self.shared.space.free(),
+            used: lock(&self.shared.index).used(),
+        }
+    }
+
+    fn has_room_for(&self, size: u64) -> bool {
+        self.shared.space.has_room_for(size)
+    }
+}
+
+/// What the writer's thread and those that ask have in common.
+pub(super) struct Shared {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) paths: Paths,
+    /// Changed by the writer's thread only; never held across disk work.
+    pub(super) index: Mutex<Index>,
+    pub(super) queue: Queue,
+    pub(super) space: Arc<Space>,
+    pub(super) trouble: Mutex<Option<String>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the spool {}", self.paths.root.display())
+    }
+}
+
+impl Shared {
+    /// Reads a message. If its entry changed meanwhile (it was done, or written elsewhere), what was read may be no
+    /// more, so only an error about an entry that still stands is one.
+    fn read(&self, id: SpoolId) -> Result<Stored, SpoolError> {
+        let mut entry = lock(&self.index).get(id).cloned().ok_or(SpoolError::Unknown(id))?;
+        loop {
+            let error = match self.read_entry(id, &entry) {
+                Ok(stored) => return Ok(stored),
+                Err(error) => error,
+            };
+            let now = lock(&self.index).get(id).cloned().ok_or(SpoolError::Unknown(id))?;
+            if now == entry {
+                return Err(error);
+            }
+            entry = now;
+        }
+    }
+
+    fn read_entry(&self, id: SpoolId, entry: &Entry) -> Result<Stored, SpoolError> {
+        let damaged = |what: String| SpoolError::Damaged(id, what);
+        let bytes = self.read_record(id, entry.put)?;
+        let put = decode(&bytes, entry.put)
+            .and_then(|found| found.put())
+            .and_then(|put| match put.envelope.id == id {
+                true => Ok(put),
+                false => Err("its record is of another message".to_owned()),
+            })
+            .map_err(damaged)?;
+        let progress = match entry.progress {
+            None => Progress::new(put.envelope.accepted, put.envelope.rcpts.len()),
+            Some(place) => {
+                let bytes = self.read_record(id, place)?;
+                let (of, progress) =
+                    decode(&bytes, place).and_then(|found| found.progress()).map_err(damaged)?;
+                if of != id || progress.rcpts.len() != put.envelope.rcpts.len() {
+                    return Err(damaged("its progress does not fit its envelope".to_owned()));
+                }
+                progress
+            }
+        };
+        let body = match &put.file {
+            None => {
+                let end = record::HEADER + usize::try_from(entry.put.len).unwrap_or(usize::MAX);
+                Body::Memory(Bytes::from(bytes).slice(put.content_at..end))
+            }
+            Some(file) => {
+                let path = self.paths.bodies.join(&*file.name);
+                let open = File::open(&path).and_then(|open| Ok((open.metadata()?.len(), open)));
+                match open {
+                    Ok((len, open)) if len == file.len => {
+                        let (file, crc32c) = (Arc::new(open), file.crc32c);
+                        Body::File(BodyFile { file, len, crc32c })
+                    }
+                    Ok((len, _)) => {
+                        let (path, should) = (path.display(), file.len);
+                        let what = format!("{path} has {len} octets instead of {should}");
+                        return Err(damaged(what));
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        return Err(damaged(format!("{} is missing", path.display())));
+                    }
+                    Err(error) => {
+                        return Err(SpoolError::Io(format!("opening {}", path.display()), error));
+                    }
+                }
+            }
+        };
+        Ok(Stored { envelope: put.envelope, progress, body })
+    }
+
+    fn read_record(&self, id: SpoolId, place: Place) -> Result<Vec<u8>, SpoolError> {
+        let len = record::HEADER + usize::try_from(place.len).unwrap_or(usize::MAX);
+        let path = self.paths.segment(place.segment);
+        let read = || {
+            let mut bytes = vec![0; len];
+            File::open(&path)?.read_exact_at(&mut bytes, place.offset)?;
+            Ok(bytes)
+        };
+        read().map_err(|error: io::Error| match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound => {
+                SpoolError::Damaged(id, format!("{} is cut short or missing", path.display()))
+            }
+            _ => SpoolError::Io(format!("reading {}", path.display()), error),
+        })
+    }
+}
+
+fn decode(bytes: &[u8], place: Place) -> Result<record::Found<'_>, String> {
+    let found = record::decode(bytes, place.offset, place.segment, None);
+    found.ok_or_else(|| "its record is not what was written (checksum)".to_owned())
+}
+
+/// The folders of a spool.
+pub(super) struct Paths {
+    pub(super) root: PathBuf,
+    pub(super) log: PathBuf,
+    pub(super) bodies: PathBuf,
+    pub(super) tmp: PathBuf,
+    /// Made when it is needed.
+    pub(super) damaged: PathBuf,
+}
+
+impl Paths {
+    pub(super) fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            log: root.join("log"),
+            bodies: root.join("bodies"),
+            tmp: root.join("tmp"),
+            damaged: root.join("damaged"),
+        }
+    }
+
+    pub(super) fn segment(&self, number: u64) -> PathBuf {
+        self.log.join(segment::name(number))
+    }
+}
+
+/// Makes sure that no other process has the spool, for as long as the file is open.
+fn hold(root: &Path) -> Result<File, OpenError> {
+    let path = root.join("lock");
+    let at = |doing: &str| Failure::at(format!("{doing} {}", path.display()));
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let mut file = options.open(&path).map_err(at("opening"))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut holder = String::new();
+            file.read_to_string(&mut holder).map_err(at("reading"))?;
+            return Err(OpenError::Locked {
+                path: root.to_owned(),
+                holder: holder.trim().to_owned(),
+            });
+        }
+        Err(error) => return Err(at("locking")(error.into()).into()),
+    }
+    let mut write = || {
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(format!("{}\n", std::process::id()).as_bytes())
+    };
+    // Who holds it is only for the message of another: a full disk must not keep the spool from being opened.
+    drop(write());
+    Ok(file)
+}
+
+/// Room on the file system, and what is on its way there.
+pub(super) struct Space {
+    disk: Arc<dyn Disk>,
+    root: PathBuf,
+    min_free: u64,
+    since: Instant,
+    /// When the file system was asked last, in milliseconds after `since`.
+    asked: AtomicU64,
+    free: AtomicU64,
+    /// Octets of contents in memory that are not yet on disk.
+    in_memory: AtomicU64,
+}
+
+impl Space {
+    /// How old an answer of the file system may be, in milliseconds.
+    const FRESH: u64 = 200;
+
+    pub(super) fn has_room_for(&self, size: u64) -> bool {
+        let free = self.free().saturating_sub(self.in_memory());
+        free >= self.min_free.saturating_add(size)
+    }
+
+    pub(super) fn in_memory(&self) -> u64 {
+        self.in_memory.load(Ordering::Relaxed)
+    }
+
+    fn free(&self) -> u64 {
+        let now = clock::now().saturating_duration_since(self.since).as_millis();
+        let now = u64::try_from(now).unwrap_or(u64::MAX);
+        let asked = self.asked.load(Ordering::Relaxed);
+        let is_ours = || {
+            let exchange =
+                self.asked.compare_exchange(asked, now, Ordering::Relaxed, Ordering::Relaxed);
+            exchange.is_ok()
+        };
+        if now.saturating_sub(asked) >= Self::FRESH
+            && is_ours()
+            && let Ok(free) = self.disk.free(&self.root)
+        {
+            self.free.store(free, Ordering::Relaxed);
+        }
+        self.free.load(Ordering::Relaxed)
+    }
+}
+
+/// A share of the octets in memory.
+pub(super) struct Counted {
+    space: Arc<Space>,
+    octets: u64,
+}
+
+impl Counted {
+    pub(super) fn new(space: Arc<Space>, octets: u64) -> Self {
+        space.in_memory.fetch_add(octets, Ordering::Relaxed);
+        Self { space, octets }
+    }
+
+    pub(super) fn set(&mut self, octets: u64) {
+        self.space.in_memory.fetch_add(octets, Ordering::Relaxed);
+        self.space.in_memory.fetch_sub(self.octets, Ordering::Relaxed);
+        self.octets = octets;
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}

@@ -1,0 +1,387 @@
+//! Records: what one change of state is on disk. Pure: octets in, octets out.
+//!
+//! Little-endian, at a 16-octet boundary, padded with zeros:
+//!
+//! ```text
+//!  0  magic                 4
+//!  4  CRC-32C               4   over the position in the segment and all that follows, payload included
+//!  8  key of the spool      8   random: no content can look like a record
+//! 16  segment               8
+//! 24  batch                 8
+//! 32  length of payload     4
+//! 36  index in the batch    4
+//! 40  kind                  1
+//! 41  flags                 1   1: last of its batch; 2: the content lies in a side file
+//! 42  zero                  2
+//! 44  unsynced              4   batches right before this one that were not yet synced
+//! 48  payload
+//! ```
+//!
+//! Every payload starts with the id (16, big-endian). Then a `Put` has time of acceptance (8), size (8), number of
+//! recipients (4), length of the envelope (4), the envelope as JSON, and the content as it is, so that `grep -a` finds
+//! it. `Update`, `Hold` and `Fail` have due (8), pending recipients (4), attempts (2), zero (2) and the progress as
+//! JSON. `Done` has nothing more. The fixed fields are what the index needs: a start parses no JSON for most messages.
+
+use super::side_file::FileRef;
+use super::wire;
+use crate::envelope::{Envelope, Head, Progress, QueueState, SpoolId, UnixMillis};
+
+/// Octets before the payload.
+pub const HEADER: usize = 48;
+/// Records start at multiples of this.
+pub const ALIGN: usize = 16;
+
+const MAGIC: [u8; 4] = *b"\xf7msr";
+const FLAG_LAST: u8 = 1;
+const FLAG_SIDE_FILE: u8 = 2;
+/// Octets of a `Put` before its JSON, of a change of progress before its JSON.
+const PUT_PREFIX: usize = 40;
+const PROGRESS_PREFIX: usize = 32;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Put = 1,
+    Update = 2,
+    Hold = 3,
+    Fail = 4,
+    Done = 5,
+}
+
+impl Kind {
+    fn from_code(code: u8) -> Option<Self> {
+        [Self::Put, Self::Update, Self::Hold, Self::Fail, Self::Done]
+            .into_iter()
+            .find(|kind| *kind as u8 == code)
+    }
+
+    /// Where a message is after this record; `None` when it is gone.
+    fn state(self) -> Option<QueueState> {
+        match self {
+            Self::Put | Self::Update => Some(QueueState::Queued),
+            Self::Hold => Some(QueueState::Held),
+            Self::Fail => Some(QueueState::Failed),
+            Self::Done => None,
+        }
+    }
+}
+
+/// What a record changes in the index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Put { head: Head, file: Option<FileRef> },
+    Progress { state: QueueState, due: UnixMillis, pending: u32, attempts: u16 },
+    Done,
+}
+
+/// A change of state, ready to be written anywhere.
+#[derive(Debug)]
+pub struct Record {
+    kind: Kind,
+    pub(super) id: SpoolId,
+    pub(super) change: Change,
+    /// The payload but for the content.
+    payload: Vec<u8>,
+    /// The content of a `Put`, kept apart so that it is copied only once.
+    content: Vec<u8>,
+}
+
+impl Record {
+    /// A message whose content is `content`.
+    pub fn put(envelope: &Envelope, content: Vec<u8>) -> Self {
+        Self::put_with(envelope, content, None)
+    }
+
+    /// A message whose content lies in `file`.
+    pub(super) fn put_file(envelope: &Envelope, file: FileRef) -> Self {
+        Self::put_with(envelope, Vec::new(), Some(file))
+    }
+
+    fn put_with(envelope: &Envelope, content: Vec<u8>, file: Option<FileRef>) -> Self {
+        let json = wire::write_envelope(envelope, file.as_ref());
+        let head = Head {
+            id: envelope.id,
+            state: QueueState::Queued,
+            due: envelope.accepted,
+            size: envelope.size,
+            pending: saturate(envelope.rcpts.len()),
+            attempts: 0,
+        };
+        let mut payload = Vec::with_capacity(PUT_PREFIX + json.len());
+        payload.extend_from_slice(&envelope.id.as_u128().to_be_bytes());
+        payload.extend_from_slice(&head.due.0.to_le_bytes());
+        payload.extend_from_slice(&head.size.to_le_bytes());
+        payload.extend_from_slice(&head.pending.to_le_bytes());
+        payload.extend_from_slice(&saturate(json.len()).to_le_bytes());
+        payload.extend_from_slice(&json);
+        let change = Change::Put { head, file };
+        Self { kind: Kind::Put, id: envelope.id, change, payload, content }
+    }
+
+    pub fn update(id: SpoolId, progress: &Progress) -> Self {
+        Self::progress(Kind::Update, QueueState::Queued, id, progress)
+    }
+
+    pub fn hold(id: SpoolId, progress: &Progress) -> Self {
+        Self::progress(Kind::Hold, QueueState::Held, id, progress)
+    }
+
+    pub fn fail(id: SpoolId, progress: &Progress) -> Self {
+        Self::progress(Kind::Fail, QueueState::Failed, id, progress)
+    }
+
+    fn progress(kind: Kind, state: QueueState, id: SpoolId, progress: &Progress) -> Self {
+        let pending = saturate(progress.pending().count());
+        let mut payload = id.as_u128().to_be_bytes().to_vec();
+        payload.extend_from_slice(&progress.due.0.to_le_bytes());
+        payload.extend_from_slice(&pending.to_le_bytes());
+        payload.extend_from_slice(&progress.attempts.to_le_bytes());
+        payload.extend_from_slice(&[0; 2]);
+        payload.extend_from_slice(&wire::write_progress(progress));
+        let change =
+            Change::Progress { state, due: progress.due, pending, attempts: progress.attempts };
+        Self { kind, id, change, payload, content: Vec::new() }
+    }
+
+    pub fn done(id: SpoolId) -> Self {
+        let payload = id.as_u128().to_be_bytes().to_vec();
+        Self { kind: Kind::Done, id, change: Change::Done, payload, content: Vec::new() }
+    }
+
+    /// Octets it takes in a segment, padding included.
+    pub fn len_on_disk(&self) -> usize {
+        len_on_disk(self.payload.len() + self.content.len())
+    }
+
+    /// Whether its length can be written down.
+    pub(super) fn fits(&self) -> bool {
+        u32::try_from(self.payload.len().saturating_add(self.content.len())).is_ok()
+    }
+
+    /// Appends the record to `out`, which lies at `base` in its segment. Returns where it is.
+    fn write_to(
+        &self,
+        out: &mut Vec<u8>,
+        base: u64,
+        stamp: &Stamp,
+        index: u32,
+        last: bool,
+    ) -> Place {
+        let start = out.len();
+        let offset = base + start as u64;
+        let len = saturate(self.payload.len() + self.content.len());
+        let has_file = matches!(self.change, Change::Put { file: Some(_), .. });
+        let last = if last { FLAG_LAST } else { 0 };
+        let side_file = if has_file { FLAG_SIDE_FILE } else { 0 };
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&stamp.key.to_le_bytes());
+        out.extend_from_slice(&stamp.segment.to_le_bytes());
+        out.extend_from_slice(&stamp.batch.to_le_bytes());
+        out.extend_from_slice(&len.to_le_bytes());
+        out.extend_from_slice(&index.to_le_bytes());
+        out.extend_from_slice(&[self.kind as u8, last | side_file, 0, 0]);
+        out.extend_from_slice(&stamp.unsynced.to_le_bytes());
+        out.extend_from_slice(&self.payload);
+        out.extend_from_slice(&self.content);
+        let crc = checksum(offset, &out[start + 8..]);
+        out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+        out.resize(start + self.len_on_disk(), 0);
+        Place { segment: stamp.segment, offset, len }
+    }
+}
+
+/// What all records of a batch have in common.
+#[derive(Clone, Copy, Debug)]
+pub struct Stamp {
+    pub key: u64,
+    pub segment: u64,
+    pub batch: u64,
+    /// Batches right before this one that were not yet synced.
+    pub unsynced: u32,
+}
+
+/// Where a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub segment: u64,
+    pub offset: u64,
+    /// Of the payload, in octets.
+    pub len: u32,
+}
+
+/// Appends `records` as one batch to `out`, whose first octet lies at `base` in the segment.
+pub fn encode_batch(
+    out: &mut Vec<u8>,
+    base: u64,
+    stamp: &Stamp,
+    records: &[&Record],
+) -> Vec<Place> {
+    let mut places = Vec::with_capacity(records.len());
+    for (record, index) in records.iter().zip(0..) {
+        let last = places.len() + 1 == records.len();
+        places.push(record.write_to(out, base, stamp, index, last));
+    }
+    places
+}
+
+/// A record as it was found on disk, its checksum right.
+#[derive(Clone, Copy, Debug)]
+pub struct Found<'a> {
+    pub stamp: Stamp,
+    pub place: Place,
+    pub index: u32,
+    pub is_last: bool,
+    kind: u8,
+    has_file: bool,
+    payload: &'a [u8],
+}
+
+/// Reads the record at the start of `bytes`, which lie at `offset` in `segment`. `None` if there is none, or it is not
+/// whole, or of another spool (where `key` is known) or segment.
+pub fn decode(bytes: &[u8], offset: u64, segment: u64, key: Option<u64>) -> Option<Found<'_>> {
+    if !bytes.starts_with(&MAGIC) {
+        return None;
+    }
+    let mut fields = Fields(bytes.get(4..HEADER)?);
+    let crc = fields.u32()?;
+    let stamp_key = fields.u64()?;
+    let stamp_segment = fields.u64()?;
+    let batch = fields.u64()?;
+    let len = fields.u32()?;
+    let index = fields.u32()?;
+    let [kind, flags, _, _] = fields.take()?;
+    let unsynced = fields.u32()?;
+    if stamp_segment != segment || key.is_some_and(|key| key != stamp_key) {
+        return None;
+    }
+    let end = HEADER.checked_add(usize::try_from(len).ok()?)?;
+    if checksum(offset, bytes.get(8..end)?) != crc {
+        return None;
+    }
+    Some(Found {
+        stamp: Stamp { key: stamp_key, segment, batch, unsynced },
+        place: Place { segment, offset, len },
+        index,
+        is_last: flags & FLAG_LAST != 0,
+        kind,
+        has_file: flags & FLAG_SIDE_FILE != 0,
+        payload: bytes.get(HEADER..end)?,
+    })
+}
+
+/// What a `Put` holds; the content starts at `content_at` of the record.
+#[derive(Debug)]
+pub struct Put {
+    pub envelope: Envelope,
+    pub(super) file: Option<FileRef>,
+    pub content_at: usize,
+}
+
+impl Found<'_> {
+    /// Octets it takes in its segment.
+    pub(super) fn len_on_disk(&self) -> usize {
+        len_on_disk(self.payload.len())
+    }
+
+    /// The latest batch that was synced when this was written.
+    pub(super) fn proven(&self) -> u64 {
+        self.stamp.batch.saturating_sub(1).saturating_sub(self.stamp.unsynced.into())
+    }
+
+    /// What it changes in the index.
+    pub(super) fn change(&self) -> Result<(SpoolId, Change), String> {
+        let kind =
+            Kind::from_code(self.kind).ok_or_else(|| format!("a record of kind {}", self.kind))?;
+        let mut fields = Fields(self.payload);
+        let too_short = || "a record is too short".to_owned();
+        let id = fields.id().ok_or_else(too_short)?;
+        let change = match (kind, kind.state()) {
+            (_, None) => Change::Done,
+            (Kind::Put, Some(state)) => {
+                let put = self.has_file.then(|| self.put()).transpose()?;
+                let mut head = || {
+                    let (due, size) = (UnixMillis(fields.u64()?), fields.u64()?);
+                    Some(Head { id, state, due, size, pending: fields.u32()?, attempts: 0 })
+                };
+                let head = head().ok_or_else(too_short)?;
+                Change::Put { head, file: put.and_then(|put| put.file) }
+            }
+            (_, Some(state)) => {
+                let mut change = || {
+                    let (due, pending) = (UnixMillis(fields.u64()?), fields.u32()?);
+                    let attempts = fields.take().map(u16::from_le_bytes)?;
+                    Some(Change::Progress { state, due, pending, attempts })
+                };
+                change().ok_or_else(too_short)?
+            }
+        };
+        Ok((id, change))
+    }
+
+    /// The envelope of a `Put`, and where its content is.
+    pub fn put(&self) -> Result<Put, String> {
+        if self.kind != Kind::Put as u8 {
+            return Err("the record is not of a new message".to_owned());
+        }
+        let mut fields = Fields(self.payload);
+        let mut read = || {
+            let id = fields.id()?;
+            let _: [u8; 20] = fields.take()?;
+            let len = usize::try_from(fields.u32()?).ok()?;
+            Some((id, len, fields.0.get(..len)?))
+        };
+        let (id, len, json) = read().ok_or("the record is too short")?;
+        let (envelope, file) = wire::read_envelope(id, json)?;
+        Ok(Put { envelope, file, content_at: HEADER + PUT_PREFIX + len })
+    }
+
+    /// Id and progress of an `Update`, `Hold` or `Fail`.
+    pub fn progress(&self) -> Result<(SpoolId, Progress), String> {
+        match Kind::from_code(self.kind) {
+            Some(Kind::Update | Kind::Hold | Kind::Fail) => {}
+            Some(Kind::Put | Kind::Done) | None => {
+                return Err("the record has no progress".to_owned());
+            }
+        }
+        let id = Fields(self.payload).id().ok_or("the record is too short")?;
+        let json = self.payload.get(PROGRESS_PREFIX..).ok_or("the record is too short")?;
+        Ok((id, wire::read_progress(json)?))
+    }
+}
+
+fn len_on_disk(payload: usize) -> usize {
+    (HEADER + payload).next_multiple_of(ALIGN)
+}
+
+/// The position is part of it: a copy of a record, in a content that is a copy of a segment, is not a record.
+fn checksum(offset: u64, bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&offset.to_le_bytes()), bytes)
+}
+
+/// Lengths are checked by [`Record::fits`] before anything is written.
+fn saturate(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+/// Numbers from the front of a slice.
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+
+impl Fields<'_> {
+    pub(super) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (first, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    pub(super) fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_le_bytes)
+    }
+
+    pub(super) fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_le_bytes)
+    }
+
+    fn id(&mut self) -> Option<SpoolId> {
+        self.take().map(|id| SpoolId::from_u128(u128::from_be_bytes(id)))
+    }
+}

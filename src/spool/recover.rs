@@ -1,0 +1,301 @@
+//! The start: reads the log once and says what is in it.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use super::Failure;
+use super::disk::Disk;
+use super::index::Index;
+use super::log::{OpenError, Paths, Report};
+use super::segment::{self, Header};
+use super::writer::Next;
+use crate::clock;
+use crate::envelope::SpoolId;
+
+pub(super) struct Recovered {
+    pub(super) index: Index,
+    pub(super) next: Next,
+    pub(super) report: Report,
+}
+
+/// Reads all segments, puts aside what is damaged, removes what no message names. Changes no segment.
+pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenError> {
+    let segments = list(paths)?;
+    let headers: Vec<_> = segments.iter().filter_map(|segment| segment.header).collect();
+    let mut replay = Replay {
+        paths,
+        index: Index::default(),
+        report: Report::default(),
+        key: headers.first().map(|header| header.key),
+        expected: None,
+        highest: 0,
+        proven: 0,
+        last: None,
+        damaged: BTreeSet::new(),
+    };
+    // What is behind the last good header may be in the page cache only. The header that this start writes says that
+    // it is synced, so it is.
+    let last_good = segments.iter().rposition(|segment| segment.header.is_some()).unwrap_or(0);
+    for (at, segment) in segments.iter().enumerate() {
+        if at >= last_good {
+            let path = paths.segment(segment.number);
+            let sync = File::open(&path).and_then(|file| disk.sync(&file));
+            sync.map_err(Failure::at(format!("syncing {}", path.display())))?;
+        }
+        replay.segment(segment, &segments[at + 1..])?;
+    }
+    replay.missing_before(replay.proven.saturating_add(1));
+    if !segments.is_empty() {
+        let sync = disk.sync_dir(&paths.log);
+        sync.map_err(Failure::at(format!("syncing {}", paths.log.display())))?;
+    }
+    replay.put_aside(disk)?;
+    replay.tidy_files(disk)?;
+    replay.report.messages = replay.index.len();
+
+    let void_from = replay.expected.unwrap_or(1);
+    let next = Next {
+        key: replay.key.unwrap_or_else(new_key),
+        segment: segments.last().map_or(1, |segment| segment.number.saturating_add(1)),
+        batch: void_from.max(replay.highest.saturating_add(1)),
+        void_from,
+    };
+    Ok(Recovered { index: replay.index, next, report: replay.report })
+}
+
+/// A segment before its records are looked at.
+struct Listed {
+    number: u64,
+    len: u64,
+    header: Option<Header>,
+    /// With a header that cannot be read: the latest batch that its records prove to have been synced.
+    proven: u64,
+}
+
+fn list(paths: &Paths) -> Result<Vec<Listed>, OpenError> {
+    let numbers = names(&paths.log)?.iter().filter_map(|name| segment::parse_name(name)).collect();
+    let numbers: BTreeSet<u64> = numbers;
+    let mut segments = Vec::with_capacity(numbers.len());
+    for number in numbers {
+        let path = paths.segment(number);
+        let read = || {
+            let file = File::open(&path)?;
+            let mut start = Vec::new();
+            let len = file.metadata()?.len();
+            file.take(segment::HEADER as u64).read_to_end(&mut start)?;
+            Ok((len, start))
+        };
+        let (len, start) = read().map_err(Failure::at(format!("reading {}", path.display())))?;
+        let header = Header::decode(&start);
+        if let Some(Header { version, .. }) = header
+            && version > segment::VERSION
+        {
+            return Err(OpenError::Newer { file: path, version });
+        }
+        let header = header.filter(|header| header.number == number);
+        segments.push(Listed { number, len, header, proven: 0 });
+    }
+    let key = segments.iter().find_map(|segment| segment.header).map(|header| header.key);
+    for listed in segments.iter_mut().filter(|segment| segment.header.is_none()) {
+        let bytes = read(paths, listed.number)?;
+        listed.proven = segment::scan(&bytes, listed.number, key).proven;
+    }
+    Ok(segments)
+}
+
+struct Replay<'a> {
+    paths: &'a Paths,
+    index: Index,
+    report: Report,
+    key: Option<u64>,
+    /// The number of the next batch that counts; unknown before the first.
+    expected: Option<u64>,
+    /// The highest number of a batch of which anything is on disk.
+    highest: u64,
+    /// The latest batch that was synced once.
+    proven: u64,
+    /// The segment that was read last, and where it has no records.
+    last: Option<(u64, Vec<(usize, usize)>)>,
+    /// Segments to put aside.
+    damaged: BTreeSet<u64>,
+}
+
+impl Replay<'_> {
+    fn segment(&mut self, listed: &Listed, later: &[Listed]) -> Result<(), OpenError> {
+        let number = listed.number;
+        let bytes = read(self.paths, number)?;
+        let scan = segment::scan(&bytes, number, self.key);
+        self.index.segments.entry(number).or_default().len = listed.len;
+        self.key = self.key.or(scan.key);
+        self.highest = self.highest.max(scan.highest);
+        let next_header = later.iter().find_map(|segment| segment.header);
+        // From here on nothing in this segment counts.
+        let limit = next_header.map_or(u64::MAX, |header| header.void_from);
+        // All up to here was synced once.
+        let proven = later
+            .iter()
+            .map(|segment| match segment.header {
+                Some(header) => header.void_from.saturating_sub(1),
+                None => segment.proven,
+            })
+            .fold(scan.proven, u64::max);
+
+        match listed.header {
+            Some(header) => {
+                self.missing_before(header.void_from);
+                self.expected = Some(self.expected.unwrap_or(0).max(header.first_batch));
+                self.highest = self.highest.max(header.first_batch.saturating_sub(1));
+            }
+            // A segment whose making was cut short has no records and nothing behind it.
+            None if scan.batches.is_empty()
+                && (later.is_empty() || bytes.len() <= segment::HEADER) => {}
+            None => {
+                self.report.damaged.push(format!("{}: its header is damaged", name(number)));
+                self.damaged.insert(number);
+            }
+        }
+        self.last = Some((number, scan.holes));
+        let mut end = segment::HEADER as u64;
+        for batch in &scan.batches {
+            let expected = self.expected.unwrap_or(batch.number);
+            if batch.number < expected || batch.number >= limit {
+                continue;
+            }
+            self.missing_before(batch.number.min(proven.saturating_add(1)));
+            if self.expected.is_some_and(|expected| expected < batch.number) {
+                // What is not proven to have been synced tears the log, and this is behind it.
+                break;
+            }
+            for record in &batch.records {
+                end = end.max(record.place.offset);
+                match record.change() {
+                    Ok((id, change)) => {
+                        self.index.change(id, &change, record.place);
+                    }
+                    Err(what) => {
+                        let place = format!("{}, octet {}", name(number), record.place.offset);
+                        self.report.damaged.push(format!("{place}: {what}"));
+                        self.damaged.insert(number);
+                    }
+                }
+            }
+            self.expected = Some(batch.number + 1);
+        }
+        self.proven = self.proven.max(proven);
+        if next_header.is_none() {
+            let holes = self.last.iter().flat_map(|(_, holes)| holes);
+            let has_hole = holes.into_iter().any(|(start, _)| *start as u64 > end);
+            self.report.torn |=
+                has_hole || self.expected.is_some_and(|expected| scan.highest >= expected);
+        }
+        Ok(())
+    }
+
+    /// All batches before `end` were synced once: those that are not there are damage.
+    fn missing_before(&mut self, end: u64) {
+        let Some(start) = self.expected.filter(|expected| *expected < end) else { return };
+        self.expected = Some(end);
+        let (number, holes) = self.last.clone().unwrap_or_default();
+        let last = end - 1;
+        let mut text = match start == last {
+            true => format!("{}: batch {start} cannot be read", name(number)),
+            false => format!("{}: batches {start} to {last} cannot be read", name(number)),
+        };
+        for (start, end) in holes {
+            text.push_str(&format!("; octets {start} to {end} are no record"));
+        }
+        self.report.damaged.push(text);
+        self.damaged.insert(number);
+    }
+
+    /// Keeps damaged segments under a second name: in the log they are removed when all else in them is done.
+    fn put_aside(&mut self, disk: &dyn Disk) -> Result<(), OpenError> {
+        if self.damaged.is_empty() {
+            return Ok(());
+        }
+        let folder = &self.paths.damaged;
+        let create = disk.create_dir(folder);
+        create.map_err(Failure::at(format!("making the folder {}", folder.display())))?;
+        for number in &self.damaged {
+            let to = folder.join(segment::name(*number));
+            let linked = match disk.link(&self.paths.segment(*number), &to) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                linked => linked,
+            };
+            if linked.is_err() {
+                // Not every file system has links.
+                self.index.segments.entry(*number).or_default().keep = true;
+            }
+        }
+        let sync = disk.sync_dir(folder);
+        Ok(sync.map_err(Failure::at(format!("syncing {}", folder.display())))?)
+    }
+
+    /// Side files that no message names are left over from a crash, or belong to a record that is damaged.
+    fn tidy_files(&mut self, disk: &dyn Disk) -> Result<(), OpenError> {
+        let mut stray: BTreeSet<String> = names(&self.paths.bodies)?.into_iter().collect();
+        for (id, entry) in self.index.entries() {
+            let Some(file) = &entry.file else { continue };
+            let path = self.paths.bodies.join(&*file.name);
+            let is_there = stray.remove(&*file.name);
+            let len = if is_there { fs::metadata(&path).map_or(0, |found| found.len()) } else { 0 };
+            if len != file.len {
+                let (path, should) = (path.display(), file.len);
+                self.report.damaged.push(match is_there {
+                    true => format!("message {id}: {path} has {len} octets instead of {should}"),
+                    false => format!("message {id}: {path} is missing"),
+                });
+            }
+        }
+        for name in &stray {
+            let path = self.paths.bodies.join(name);
+            match self.damaged.is_empty() {
+                true => {
+                    let remove = disk.remove(&path);
+                    remove.map_err(Failure::at(format!("removing {}", path.display())))?;
+                    self.report.strays += 1;
+                }
+                false => {
+                    let moved = disk.rename(&path, &self.paths.damaged.join(name));
+                    moved.map_err(Failure::at(format!("putting aside {}", path.display())))?;
+                }
+            }
+        }
+        for name in names(&self.paths.tmp)? {
+            let path = self.paths.tmp.join(name);
+            let remove = disk.remove(&path);
+            remove.map_err(Failure::at(format!("removing {}", path.display())))?;
+            self.report.strays += 1;
+        }
+        Ok(())
+    }
+}
+
+fn read(paths: &Paths, number: u64) -> Result<Vec<u8>, OpenError> {
+    let path = paths.segment(number);
+    Ok(fs::read(&path).map_err(Failure::at(format!("reading {}", path.display())))?)
+}
+
+/// The names in a folder that can be ours.
+fn names(folder: &Path) -> Result<Vec<String>, OpenError> {
+    let read = || -> io::Result<Vec<String>> {
+        let entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
+        Ok(entries.into_iter().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+    };
+    Ok(read().map_err(Failure::at(format!("reading the folder {}", folder.display())))?)
+}
+
+fn name(number: u64) -> String {
+    format!("log/{}", segment::name(number))
+}
+
+/// From the random part of an id.
+fn new_key() -> u64 {
+    let [low, high] = [0; 2].map(|_: u8| SpoolId::new(clock::wall()).as_u128().to_le_bytes());
+    let mut key = [0; 8];
+    key[..4].copy_from_slice(&low[..4]);
+    key[4..].copy_from_slice(&high[..4]);
+    u64::from_le_bytes(key)
+}

@@ -1,0 +1,139 @@
+//! Segments: their names, their headers, and finding the records in one.
+
+use super::record::{self, ALIGN, Fields, Found};
+
+/// Octets of the header; the first record follows.
+pub(super) const HEADER: usize = 64;
+/// A segment is closed when the next batch would make it longer. A batch that is longer by itself gets one of its own.
+pub(super) const SIZE: u64 = 64 * 1024 * 1024;
+/// What this program writes. A later version is refused.
+pub(super) const VERSION: u32 = 1;
+
+const MAGIC: [u8; 8] = *b"sluicelg";
+
+/// The first 64 octets of a segment, in every version: magic (8), version (4), CRC-32C (4) over the rest, number,
+/// key, `first_batch`, `void_from` (8 each), zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) version: u32,
+    pub(super) number: u64,
+    /// Random, the same in all segments of a spool.
+    pub(super) key: u64,
+    /// The number of the first batch that is written here.
+    pub(super) first_batch: u64,
+    /// In the segments before, batches from this one on do not count. All before it had been synced.
+    pub(super) void_from: u64,
+}
+
+impl Header {
+    pub(super) fn encode(&self) -> [u8; HEADER] {
+        let mut out = Vec::with_capacity(HEADER);
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&self.version.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        for field in [self.number, self.key, self.first_batch, self.void_from] {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
+        let mut header = [0; HEADER];
+        header[..out.len()].copy_from_slice(&out);
+        let crc = Self::checksum(&header);
+        header[12..16].copy_from_slice(&crc.to_le_bytes());
+        header
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let header: &[u8; HEADER] = bytes.first_chunk()?;
+        let mut fields = Fields(header);
+        let magic: [u8; 8] = fields.take()?;
+        let (version, crc) = (fields.u32()?, fields.u32()?);
+        if magic != MAGIC || crc != Self::checksum(header) {
+            return None;
+        }
+        Some(Self {
+            version,
+            number: fields.u64()?,
+            key: fields.u64()?,
+            first_batch: fields.u64()?,
+            void_from: fields.u64()?,
+        })
+    }
+
+    fn checksum(header: &[u8; HEADER]) -> u32 {
+        crc32c::crc32c_append(crc32c::crc32c(&header[8..12]), &header[16..])
+    }
+}
+
+pub(super) fn name(number: u64) -> String {
+    format!("{number:016x}.seg")
+}
+
+/// The number in a name that [`name`] made.
+pub(super) fn parse_name(text: &str) -> Option<u64> {
+    let number = u64::from_str_radix(text.strip_suffix(".seg")?, 16).ok()?;
+    (name(number) == text).then_some(number)
+}
+
+/// A whole batch of a segment.
+pub(super) struct Batch<'a> {
+    pub(super) number: u64,
+    pub(super) records: Vec<Found<'a>>,
+}
+
+/// What was found in a segment.
+#[derive(Default)]
+pub(super) struct Scan<'a> {
+    /// The batches that are whole, in the order of their places.
+    pub(super) batches: Vec<Batch<'a>>,
+    /// The latest batch that a record proves to have been synced; 0 for none.
+    pub(super) proven: u64,
+    /// The highest number of a batch of which anything was found.
+    pub(super) highest: u64,
+    /// Where something stands that is no record, first octet and one past the last.
+    pub(super) holes: Vec<(usize, usize)>,
+    /// The key of the records.
+    pub(super) key: Option<u64>,
+}
+
+/// Finds all that is whole in the octets of a segment, past whatever is not.
+pub(super) fn scan(bytes: &[u8], number: u64, mut key: Option<u64>) -> Scan<'_> {
+    let mut scan = Scan::default();
+    let mut open: Vec<Found<'_>> = Vec::new();
+    let mut hole = None;
+    let mut at = HEADER;
+    while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+        let Some(found) = record::decode(rest, at as u64, number, key) else {
+            if hole.is_none() && rest.iter().all(|octet| *octet == 0) {
+                break;
+            }
+            hole.get_or_insert(at);
+            at += ALIGN;
+            continue;
+        };
+        if let Some(start) = hole.take() {
+            scan.holes.push((start, at));
+        }
+        at += found.len_on_disk();
+        key = key.or(Some(found.stamp.key));
+        scan.proven = scan.proven.max(found.proven());
+        scan.highest = scan.highest.max(found.stamp.batch);
+        let follows = open.last().is_some_and(|last| {
+            last.stamp.batch == found.stamp.batch && last.index + 1 == found.index
+        });
+        if !follows {
+            open.clear();
+        }
+        if !follows && found.index != 0 {
+            continue;
+        }
+        open.push(found);
+        if found.is_last {
+            let records = std::mem::take(&mut open);
+            scan.batches.push(Batch { number: found.stamp.batch, records });
+        }
+    }
+    if let Some(start) = hole {
+        scan.holes.push((start, bytes.len()));
+    }
+    scan.key = key;
+    scan
+}
