@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::smtp::reply::{EnhancedStatus, Escaped, Reply};
+use crate::smtp::reply::{EnhancedStatus, Escaped, Reply, ReplyClass};
 
 /// What became of one recipient in one attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +81,146 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.words, self.stage.label())
     }
+}
+
+/// What of an attempt bears on whose fault a refusal is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Case {
+    /// A report: refused, it says nothing about a lane.
+    pub null_reverse_path: bool,
+    /// The author of the message is the lane's own mailbox.
+    pub from_is_lane: bool,
+}
+
+/// How long a lane rests after its quota was used up and the remote named no time.
+pub const LANE_PAUSE: Duration = Duration::from_secs(60 * 60);
+
+/// Whose fault an SMTP reply is: the one table (R40).
+///
+/// To be asked about every reply that is not the one `stage` was waiting for, and about the reply to the final dot. A
+/// reply of a class that has no meaning at `stage` is a protocol error, and for now.
+pub fn verdict(stage: Stage, reply: &Reply, case: Case) -> Outcome {
+    let narrow = match stage {
+        Stage::Connect | Stage::Greeting | Stage::Ehlo | Stage::StartTls | Stage::Auth => {
+            Scope::Provider
+        }
+        Stage::Rcpt => Scope::Recipient,
+        Stage::Mail | Stage::Data | Stage::Content | Stage::EndOfData | Stage::Local => {
+            Scope::Message
+        }
+    };
+    let before_mail = narrow == Scope::Provider;
+    let cause = |scope| Cause { status: reply.enhanced, ..Cause::new(scope, stage, reply) };
+    let permanent = match reply.code.class() {
+        ReplyClass::Done | ReplyClass::Continue => {
+            let taken = stage == Stage::EndOfData && is_done(reply);
+            return match taken {
+                true => Outcome::Delivered(Receipt { words: reply.into() }),
+                false => {
+                    let scope = if before_mail { Scope::Provider } else { Scope::Message };
+                    let maybe_sent = stage == Stage::EndOfData;
+                    Outcome::Deferred(Cause { maybe_sent, ..cause(scope) })
+                }
+            };
+        }
+        ReplyClass::Transient => false,
+        ReplyClass::Permanent => true,
+    };
+    if let Some(fault) = account_fault(stage, reply) {
+        if case.null_reverse_path && !before_mail {
+            return match permanent {
+                true => Outcome::Failed(cause(Scope::Message)),
+                false => Outcome::Deferred(cause(Scope::Message)),
+            };
+        }
+        return Outcome::Held(match fault {
+            AccountFault::Access => cause(Scope::Provider),
+            AccountFault::Quota => Cause { retry_after: Some(LANE_PAUSE), ..cause(Scope::Sender) },
+            AccountFault::SendAs if before_mail => cause(Scope::Provider),
+            AccountFault::SendAs if case.from_is_lane => cause(Scope::Sender),
+            AccountFault::SendAs => cause(Scope::Message),
+        });
+    }
+    match permanent {
+        true if before_mail => Outcome::Held(cause(Scope::Provider)),
+        // RFC 5321 4.5.3.1.10: RFC 821 had 552 where 452 was meant.
+        true if stage == Stage::Rcpt && too_many_recipients(reply) => {
+            Outcome::Deferred(cause(Scope::Recipient))
+        }
+        true => Outcome::Failed(cause(narrow)),
+        // 421 is about the connection, whichever recipient it met.
+        false if reply.code.get() == 421 && !before_mail => {
+            Outcome::Deferred(cause(Scope::Message))
+        }
+        false => Outcome::Deferred(cause(narrow)),
+    }
+}
+
+/// Whether a reply is a plain success: 250, 251 and their like. 220 and 221 are of class 2 too, but where a 250 is due
+/// they mean that the two sides count replies differently.
+pub fn is_done(reply: &Reply) -> bool {
+    (250..=259).contains(&reply.code.get())
+}
+
+/// Whether a refusal of RCPT speaks of the number of recipients rather than of this one: the transaction is full, and
+/// the rest is for another.
+pub fn too_many_recipients(reply: &Reply) -> bool {
+    let counts = matches!(reply.enhanced, Some(EnhancedStatus(4 | 5, 5, 3)));
+    match (reply.code.class(), reply.code.get()) {
+        (_, 452) => counts || reply.enhanced.is_none(),
+        (_, 552) if counts => true,
+        (ReplyClass::Permanent, _) => says(reply, &["too many recipients"]),
+        (ReplyClass::Done | ReplyClass::Continue | ReplyClass::Transient, _) => false,
+    }
+}
+
+/// What can be wrong with the account rather than with the message.
+#[derive(Clone, Copy)]
+enum AccountFault {
+    /// It may not send at all: no login, blocked, retired way of logging in.
+    Access,
+    /// It has sent all it may for now.
+    Quota,
+    /// It may not send as this author.
+    SendAs,
+}
+
+/// The replies that speak of the account (facts of Exchange Online and Google), at whatever stage they come.
+fn account_fault(stage: Stage, reply: &Reply) -> Option<AccountFault> {
+    let status =
+        reply.enhanced.map(|EnhancedStatus(class, subject, detail)| (class, subject, detail));
+    match (reply.code.get(), status) {
+        (_, Some((5, 7, 60) | (5, 2, 252))) => Some(AccountFault::SendAs),
+        (_, Some((5, 4, 5))) | (432, Some((4, 3, 2))) => Some(AccountFault::Quota),
+        // At RCPT it is the recipient's mailbox that is full.
+        (_, Some((5, 2, 2))) if stage == Stage::Mail => Some(AccountFault::Quota),
+        _ if says(reply, QUOTA_WORDS) => Some(AccountFault::Quota),
+        _ if says(reply, &["sendasdenied"]) => Some(AccountFault::SendAs),
+        (530 | 535, _) | (_, Some((5, 7, 57 | 30 | 705 | 708) | (5, 1, 8))) => {
+            Some(AccountFault::Access)
+        }
+        _ => None,
+    }
+}
+
+/// What is said of a quota of the sender, in lower case. "Quota exceeded" alone would take in recipients' mailboxes.
+const QUOTA_WORDS: &[&str] = &[
+    "daily user sending limit",
+    "daily user sending quota",
+    "daily sending limit",
+    "daily sending quota",
+    "daily smtp relay limit",
+    "daily smtp relay sending limit",
+    "submission quota",
+    "submissionquotaexceeded",
+];
+
+/// Whether the text holds one of the phrases, whatever its case and wherever its lines were broken.
+fn says(reply: &Reply, phrases: &[&str]) -> bool {
+    let lower = |b: &u8| if *b == b'\n' { b' ' } else { b.to_ascii_lowercase() };
+    let text: Vec<u8> = reply.text.iter().map(lower).collect();
+    let holds = |phrase: &&str| text.windows(phrase.len()).any(|at| at == phrase.as_bytes());
+    phrases.iter().any(holds)
 }
 
 /// How wide a trouble is: who waits because of it.
@@ -221,3 +361,6 @@ impl fmt::Debug for Words {
         fmt::Display::fmt(self, f)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,216 @@
+use std::borrow::Cow;
+
+use super::*;
+use crate::smtp::reply::ReplyCode;
+
+/// A reply as the reply reader makes it: the enhanced status counts only where its class is that of the code.
+fn reply(line: &str) -> Reply {
+    let (code, text) = line.split_at(3);
+    let code = ReplyCode::parse(code.parse().unwrap()).unwrap();
+    let text = text.strip_prefix(' ').unwrap_or_default();
+    let enhanced = EnhancedStatus::parse(text.as_bytes())
+        .filter(|status| u16::from(status.0) == code.get() / 100);
+    let text = match enhanced {
+        Some(status) => text.strip_prefix(&status.to_string()).unwrap().trim_start(),
+        None => text,
+    };
+    Reply { code, enhanced, text: Cow::Owned(text.as_bytes().to_vec()) }
+}
+
+/// An outcome in short: `held sender 1h`, `deferred message maybe`.
+fn short(outcome: &Outcome) -> String {
+    let Some(cause) = outcome.cause() else { return outcome.label().to_owned() };
+    let pause = match cause.retry_after {
+        Some(LANE_PAUSE) => " 1h",
+        Some(_) => " other",
+        None => "",
+    };
+    let maybe = if cause.maybe_sent { " maybe" } else { "" };
+    format!("{} {}{pause}{maybe}", outcome.label(), cause.scope.label())
+}
+
+/// An ordinary message of another author.
+const PLAIN: Case = Case { null_reverse_path: false, from_is_lane: false };
+/// A message of the lane's own mailbox.
+const OWN: Case = Case { null_reverse_path: false, from_is_lane: true };
+/// A report.
+const NULL: Case = Case { null_reverse_path: true, from_is_lane: false };
+
+#[test]
+fn every_reply_has_one_verdict() {
+    use Stage::{Auth, Content, Data, Ehlo, EndOfData, Greeting, Mail, Rcpt, StartTls};
+    let table: &[(Stage, &str, Case, &str)] = &[
+        // For now, by stage.
+        (Greeting, "421 4.3.2 too busy", PLAIN, "deferred provider"),
+        (Greeting, "450 later", PLAIN, "deferred provider"),
+        (Greeting, "421 4.7.0 try again later", NULL, "deferred provider"),
+        (Ehlo, "421 closing", PLAIN, "deferred provider"),
+        (Ehlo, "451 4.3.0 trouble", OWN, "deferred provider"),
+        (StartTls, "454 4.7.0 TLS not available", PLAIN, "deferred provider"),
+        (Auth, "454 4.7.0 temporary authentication failure", PLAIN, "deferred provider"),
+        (Auth, "421 4.7.0 too many login attempts", PLAIN, "deferred provider"),
+        (Mail, "451 4.3.0 trouble", PLAIN, "deferred message"),
+        (Mail, "452 4.3.1 disk full", PLAIN, "deferred message"),
+        (Mail, "421 4.3.0 closing", PLAIN, "deferred message"),
+        (Mail, "450 4.7.1 greylisted", NULL, "deferred message"),
+        (Rcpt, "450 4.2.1 busy", PLAIN, "deferred recipient"),
+        (Rcpt, "450 4.2.1 busy", NULL, "deferred recipient"),
+        (Rcpt, "452 4.2.2 mailbox full", PLAIN, "deferred recipient"),
+        (Rcpt, "452 4.5.3 too many recipients", PLAIN, "deferred recipient"),
+        (Rcpt, "452 too much", PLAIN, "deferred recipient"),
+        (Rcpt, "421 4.3.2 closing", PLAIN, "deferred message"),
+        (Rcpt, "451 4.7.1 greylisted", OWN, "deferred recipient"),
+        (Data, "451 4.3.0 trouble", PLAIN, "deferred message"),
+        (Data, "421 closing", PLAIN, "deferred message"),
+        (Content, "421 4.4.2 too slow", PLAIN, "deferred message"),
+        (Content, "452 4.3.1 disk full", PLAIN, "deferred message"),
+        (EndOfData, "451 4.3.0 trouble", PLAIN, "deferred message"),
+        (EndOfData, "421 4.3.0 closing", PLAIN, "deferred message"),
+        (EndOfData, "450 4.7.1 later", NULL, "deferred message"),
+        // For good, by stage.
+        (Greeting, "554 5.3.2 go away", PLAIN, "held provider"),
+        (Greeting, "500 what", NULL, "held provider"),
+        (Ehlo, "550 5.7.1 bad name", PLAIN, "held provider"),
+        (Ehlo, "554 no service", OWN, "held provider"),
+        (StartTls, "501 5.5.4 no parameters", PLAIN, "held provider"),
+        (StartTls, "502 5.5.1 unknown", PLAIN, "held provider"),
+        (Auth, "534 5.7.9 mechanism too weak", PLAIN, "held provider"),
+        (Auth, "504 5.5.4 mechanism unknown", PLAIN, "held provider"),
+        (Mail, "550 5.1.7 bad sender", PLAIN, "failed message"),
+        (Mail, "552 5.3.4 too large", PLAIN, "failed message"),
+        (Mail, "555 parameters", PLAIN, "failed message"),
+        (Mail, "553 5.1.3 bad address", NULL, "failed message"),
+        (Rcpt, "550 5.1.1 no such user", PLAIN, "failed recipient"),
+        (Rcpt, "550 no such user", PLAIN, "failed recipient"),
+        (Rcpt, "551 user not local", PLAIN, "failed recipient"),
+        (Rcpt, "554 5.7.1 relay access denied", PLAIN, "failed recipient"),
+        (Rcpt, "550 5.1.1 no such user", NULL, "failed recipient"),
+        (Rcpt, "552 5.2.2 mailbox full", PLAIN, "failed recipient"),
+        (Rcpt, "550 5.2.2 over quota", PLAIN, "failed recipient"),
+        (Rcpt, "552 5.2.3 message too long for mailbox", PLAIN, "failed recipient"),
+        (Data, "554 5.5.1 no valid recipients", PLAIN, "failed message"),
+        (Data, "503 sequence", OWN, "failed message"),
+        (Content, "552 5.3.4 too large", PLAIN, "failed message"),
+        (Content, "554 5.6.0 bad content", NULL, "failed message"),
+        (EndOfData, "554 5.6.0 bad content", PLAIN, "failed message"),
+        (EndOfData, "550 5.7.1 spam", OWN, "failed message"),
+        (EndOfData, "552 5.2.2 mailbox full", PLAIN, "failed message"),
+        (EndOfData, "554 refused", NULL, "failed message"),
+        // Too many recipients (RFC 5321 4.5.3.1.10).
+        (Rcpt, "552 5.5.3 too many", PLAIN, "deferred recipient"),
+        (Rcpt, "552 Too many recipients", PLAIN, "deferred recipient"),
+        (Rcpt, "550 5.5.3 Too Many Recipients", PLAIN, "deferred recipient"),
+        (Rcpt, "552 full", PLAIN, "failed recipient"),
+        (Mail, "552 5.5.3 too many", PLAIN, "failed message"),
+        // The account may not send.
+        (Mail, "530 5.7.57 Client was not authenticated to send mail", PLAIN, "held provider"),
+        (Mail, "530 5.7.0 Must issue a STARTTLS command first", PLAIN, "held provider"),
+        (Mail, "530 authentication required", OWN, "held provider"),
+        (Rcpt, "530 5.7.1 authenticate first", PLAIN, "held provider"),
+        (Data, "530 authentication required", PLAIN, "held provider"),
+        (Auth, "535 5.7.3 Authentication unsuccessful", PLAIN, "held provider"),
+        (Auth, "535 5.7.139 SmtpClientAuthentication is disabled", PLAIN, "held provider"),
+        (Mail, "535 5.7.8 bad credentials", PLAIN, "held provider"),
+        (EndOfData, "550 5.7.57 not authenticated", PLAIN, "held provider"),
+        (Auth, "550 5.7.30 Basic authentication is not supported", PLAIN, "held provider"),
+        (Mail, "550 5.7.30 Basic authentication is not supported", PLAIN, "held provider"),
+        (EndOfData, "550 5.1.8 Access denied, bad outbound sender", PLAIN, "held provider"),
+        (Rcpt, "550 5.1.8 Access denied, bad outbound sender", PLAIN, "held provider"),
+        (EndOfData, "550 5.7.705 tenant has exceeded threshold", PLAIN, "held provider"),
+        (Rcpt, "550 5.7.708 Access denied, traffic not accepted", OWN, "held provider"),
+        (Mail, "450 5.1.8 wrong class is no status", PLAIN, "deferred message"),
+        // Its quota is used up.
+        (EndOfData, "550 5.4.5 Daily user sending limit exceeded.", PLAIN, "held sender 1h"),
+        (Mail, "550 5.4.5 Daily SMTP relay limit exceeded for user", PLAIN, "held sender 1h"),
+        (Mail, "550 5.7.1 Daily SMTP relay limit exceeded for customer", OWN, "held sender 1h"),
+        (EndOfData, "550 Daily sending quota exceeded", PLAIN, "held sender 1h"),
+        (Rcpt, "450 4.2.1 DAILY USER SENDING QUOTA EXCEEDED", PLAIN, "held sender 1h"),
+        (Rcpt, "550 5.4.5 limit", PLAIN, "held sender 1h"),
+        (Mail, "432 4.3.2 Concurrent connections limit exceeded", PLAIN, "held sender 1h"),
+        (Auth, "432 4.3.2 Concurrent connections limit exceeded", PLAIN, "held sender 1h"),
+        (EndOfData, "432 4.3.2 sender thread limit exceeded", OWN, "held sender 1h"),
+        (Mail, "432 4.7.12 password transition", PLAIN, "deferred message"),
+        (Mail, "552 5.2.2 over quota", PLAIN, "held sender 1h"),
+        (Mail, "554 5.2.2 full", OWN, "held sender 1h"),
+        (EndOfData, "554 5.2.2 Submission quota exceeded", PLAIN, "held sender 1h"),
+        (
+            EndOfData,
+            "554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException",
+            PLAIN,
+            "held sender 1h",
+        ),
+        // It may not send as this author.
+        (EndOfData, "550 5.7.60 not allowed to send as this sender", PLAIN, "held message"),
+        (EndOfData, "550 5.7.60 not allowed to send as this sender", OWN, "held sender"),
+        (Mail, "550 5.7.60 not allowed to send as this sender", OWN, "held sender"),
+        (EndOfData, "554 5.2.252 SendAsDenied; a not allowed to send as b", PLAIN, "held message"),
+        (EndOfData, "554 5.2.252 denied", OWN, "held sender"),
+        (EndOfData, "554 5.2.0 Exception:SendAsDeniedException", PLAIN, "held message"),
+        (Rcpt, "550 5.7.60 no", PLAIN, "held message"),
+        // A report is never evidence against a lane.
+        (Mail, "530 5.7.57 not authenticated", NULL, "failed message"),
+        (Mail, "550 5.1.8 bad outbound sender", NULL, "failed message"),
+        (EndOfData, "550 5.7.60 not allowed", NULL, "failed message"),
+        (EndOfData, "550 5.4.5 daily limit", NULL, "failed message"),
+        (EndOfData, "554 5.2.252 SendAsDenied", NULL, "failed message"),
+        (Rcpt, "550 5.7.705 blocked", NULL, "failed message"),
+        (Mail, "432 4.3.2 Concurrent connections limit exceeded", NULL, "deferred message"),
+        (Rcpt, "450 4.2.1 Daily sending quota exceeded", NULL, "deferred message"),
+        (Auth, "535 5.7.3 unsuccessful", NULL, "held provider"),
+        (Auth, "432 4.3.2 Concurrent connections", NULL, "held sender 1h"),
+        // A class without a meaning there.
+        (Greeting, "250 ok", PLAIN, "deferred provider"),
+        (Greeting, "354 go on", PLAIN, "deferred provider"),
+        (Ehlo, "220 hello", PLAIN, "deferred provider"),
+        (Auth, "354 go on", PLAIN, "deferred provider"),
+        (Mail, "354 go on", PLAIN, "deferred message"),
+        (Mail, "221 bye", PLAIN, "deferred message"),
+        (Rcpt, "354 go on", PLAIN, "deferred message"),
+        (Data, "250 ok", PLAIN, "deferred message"),
+        (Content, "250 ok", PLAIN, "deferred message"),
+        (EndOfData, "354 go on", PLAIN, "deferred message maybe"),
+        (EndOfData, "221 bye", PLAIN, "deferred message maybe"),
+        // Taken.
+        (EndOfData, "250 2.0.0 queued", PLAIN, "delivered"),
+        (EndOfData, "250", NULL, "delivered"),
+        (EndOfData, "251 forwarded", OWN, "delivered"),
+    ];
+    assert!(table.len() >= 80);
+    let wrong: Vec<String> = table
+        .iter()
+        .map(|(stage, line, case, want)| {
+            (short(&verdict(*stage, &reply(line), *case)), stage, line, want)
+        })
+        .filter(|(got, .., want)| got != *want)
+        .map(|(got, stage, line, want)| format!("{stage:?} {line:?}: {got}, not {want}"))
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_cause_keeps_words_status_and_stage() {
+    let outcome = verdict(Stage::Rcpt, &reply("550 5.1.1 no such user"), PLAIN);
+    let cause = outcome.cause().unwrap();
+    assert_eq!(cause.to_string(), "550 5.1.1 no such user (rcpt)");
+    assert_eq!(cause.status, Some(EnhancedStatus(5, 1, 1)));
+}
+
+#[test]
+fn phrases_are_found_across_lines() {
+    let text = Cow::Borrowed(&b"Daily user sending\nlimit exceeded. See"[..]);
+    let code = ReplyCode::parse(550).unwrap();
+    let reply = Reply { code, enhanced: None, text };
+    assert_eq!(short(&verdict(Stage::EndOfData, &reply, PLAIN)), "held sender 1h");
+}
+
+#[test]
+fn only_a_full_transaction_counts_as_too_many_recipients() {
+    for line in ["452 too many", "452 4.5.3 enough", "552 5.5.3 x", "550 too many recipients"] {
+        assert!(too_many_recipients(&reply(line)), "{line}");
+    }
+    for line in
+        ["452 4.2.2 full", "452 4.3.1 disk", "450 too many recipients", "552 full", "250 ok"]
+    {
+        assert!(!too_many_recipients(&reply(line)), "{line}");
+    }
+}

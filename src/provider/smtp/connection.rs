@@ -1,0 +1,325 @@
+//! One connection to the server: drives a [`Dialog`] over a socket, with a deadline for each wait.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
+use tracing::debug;
+
+use crate::config;
+use crate::outcome::{Outcome, Stage};
+use crate::provider::{Outcomes, Submission};
+use crate::smtp::reply::Escaped;
+
+use super::answer::{Fault, broken, unreachable, unreadable};
+use super::dialog::{Dialog, Freshness, Order, Step, Wait};
+use super::stuffer::Stuffer;
+
+/// Octets that are read at once.
+const INPUT: usize = 4 * 1024;
+/// Octets of content that are written at once, before stuffing.
+const OUTPUT: usize = 64 * 1024;
+/// How long a server that closed its side may take to say why, and to say goodbye after QUIT.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+pub(super) struct Connection {
+    stream: TcpStream,
+    dialog: Dialog,
+    timeouts: Timeouts,
+    input: Vec<u8>,
+    /// Transactions begun on it.
+    transactions: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Timeouts {
+    command: Duration,
+    data: Duration,
+    end: Duration,
+}
+
+impl Timeouts {
+    fn of(&self, wait: Wait) -> Duration {
+        match wait {
+            Wait::Command => self.command,
+            Wait::Data => self.command.min(self.data),
+            Wait::Final => self.end,
+        }
+    }
+}
+
+/// How a run of the dialog ended.
+pub(super) enum End {
+    /// The next transaction may begin.
+    Ready,
+    /// Nothing was sent: a new connection is to be taken at once.
+    Again,
+    /// The connection is over; every recipient is settled.
+    Closed,
+    /// It never took a message.
+    Refused(Outcome),
+}
+
+/// Why the content was not sent to its end.
+enum Cut {
+    /// The server spoke; the dialog has its words.
+    Answered,
+    Fault(Fault),
+    /// We could not read it.
+    Unreadable(io::Error),
+}
+
+impl Connection {
+    /// Connects and greets. Every address of the server's name is tried, in the resolver's order, until one serves;
+    /// a refusal for good counts for all.
+    pub(super) async fn open(
+        config: &config::SmtpProvider,
+        hostname: &str,
+    ) -> Result<Self, Outcome> {
+        let (server, port) = (config.server.as_str(), config.port);
+        let addresses = match timeout(config.connect_timeout, resolve(server, port)).await {
+            Ok(Ok(addresses)) => addresses,
+            Ok(Err(error)) => return Err(unreachable(format!("looking up {server}: {error}"))),
+            Err(_elapsed) => {
+                let wait = config.connect_timeout.as_secs_f64();
+                return Err(unreachable(format!("looking up {server}: no answer within {wait} s")));
+            }
+        };
+        let mut failures = Vec::new();
+        let mut refused = None;
+        for address in addresses {
+            match timeout(config.connect_timeout, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => match Self::greet(stream, config, hostname).await {
+                    Ok(connection) => return Ok(connection),
+                    Err(outcome @ Outcome::Held(_)) => return Err(outcome),
+                    Err(outcome) => refused = Some(outcome),
+                },
+                Ok(Err(error)) => failures.push(format!("{address}: {error}")),
+                Err(_elapsed) => {
+                    let wait = config.connect_timeout.as_secs_f64();
+                    failures.push(format!("{address}: no connection within {wait} s"));
+                }
+            }
+        }
+        if failures.is_empty() {
+            failures.push("the name has no address".to_owned());
+        }
+        // A server that spoke tells more than an address that is silent.
+        Err(refused.unwrap_or_else(|| {
+            unreachable(format!("connecting to {server} port {port}: {}", failures.join("; ")))
+        }))
+    }
+
+    async fn greet(
+        stream: TcpStream,
+        config: &config::SmtpProvider,
+        hostname: &str,
+    ) -> Result<Self, Outcome> {
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!("nodelay was not set: {error}");
+        }
+        let mut connection = Self {
+            stream,
+            dialog: Dialog::new(hostname),
+            timeouts: Timeouts {
+                command: config.command_timeout,
+                data: config.data_timeout,
+                end: config.final_timeout,
+            },
+            input: vec![0; INPUT],
+            transactions: 0,
+        };
+        match connection.drive(None).await {
+            End::Ready => Ok(connection),
+            End::Refused(outcome) => Err(outcome),
+            End::Again | End::Closed => Err(broken(Stage::Greeting, &Fault::Closed)),
+        }
+    }
+
+    /// Sends one part; the connection is of further use only where it ends [`End::Ready`].
+    pub(super) async fn deliver(
+        &mut self,
+        submission: &Submission,
+        order: Order,
+        freshness: Freshness,
+        outcomes: &Outcomes,
+    ) -> End {
+        self.transactions += 1;
+        self.dialog.begin(order, freshness);
+        self.drive(Some((submission, outcomes))).await
+    }
+
+    pub(super) fn transactions(&self) -> u32 {
+        self.transactions
+    }
+
+    /// Whether nothing has come since the last reply. A 421 or an end that waits in the socket must not be taken for
+    /// the answer to the next command.
+    pub(super) fn is_quiet(&self) -> bool {
+        let mut octet = [0];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let waiting = rustix::net::recv(&self.stream, &mut octet, flags);
+        matches!(waiting, Err(Errno::AGAIN))
+    }
+
+    /// Says goodbye, within a bounded time.
+    pub(super) async fn quit(mut self) {
+        let goodbye = async {
+            debug!("client: QUIT");
+            self.stream.write_all(b"QUIT\r\n").await?;
+            // Whatever it answers; then the socket closes without data of the server's left unread.
+            self.stream.read(&mut self.input).await
+        };
+        match timeout(LAST_WORDS, goodbye).await {
+            Ok(Ok(_octets)) => {}
+            Ok(Err(error)) => debug!("QUIT: {error}"),
+            Err(_elapsed) => debug!("QUIT: no answer"),
+        }
+    }
+
+    async fn drive(&mut self, delivery: Option<(&Submission, &Outcomes)>) -> End {
+        loop {
+            match self.dialog.next() {
+                Step::Write(bytes) => {
+                    if let Err(fault) = self.write(&bytes).await {
+                        self.last_words(&fault).await;
+                    }
+                }
+                Step::Read(wait) => {
+                    if let Err(fault) = self.read(self.timeouts.of(wait)).await {
+                        self.dialog.fail(&fault);
+                    }
+                }
+                Step::Settle(rcpt, outcome) => {
+                    if let Some((_, outcomes)) = delivery {
+                        outcomes.settle(rcpt, outcome);
+                    }
+                }
+                Step::Content => {
+                    let Some((submission, _)) = delivery else { return End::Closed };
+                    match self.send_content(submission).await {
+                        Ok(()) => self.dialog.content_sent(),
+                        Err(Cut::Answered) => {}
+                        Err(Cut::Fault(fault)) => self.last_words(&fault).await,
+                        Err(Cut::Unreadable(error)) => self.dialog.abandon(&unreadable(&error)),
+                    }
+                }
+                Step::Ready => return End::Ready,
+                Step::Again => return End::Again,
+                Step::Refused(outcome) => return End::Refused(outcome),
+                Step::Close => return End::Closed,
+            }
+        }
+    }
+
+    /// Writes commands. A window of them is small enough to be written without reading.
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        for line in bytes.split_inclusive(|b| *b == b'\n') {
+            debug!("client: {}", Escaped(line.trim_ascii_end()));
+        }
+        match timeout(self.timeouts.command, self.stream.write_all(bytes)).await {
+            Ok(written) => written.map_err(|error| Fault::Network(error.to_string())),
+            Err(_elapsed) => Err(Fault::Silence(self.timeouts.command)),
+        }
+    }
+
+    /// Reads until the dialog has something, all of it within `wait`.
+    async fn read(&mut self, wait: Duration) -> Result<(), Fault> {
+        let Self { stream, dialog, input, .. } = self;
+        let reply = async {
+            loop {
+                if take(stream.read(input).await, input, dialog)? {
+                    return Ok(());
+                }
+            }
+        };
+        timeout(wait, reply).await.unwrap_or(Err(Fault::Silence(wait)))
+    }
+
+    /// After a failed write: the server may have said why before it closed.
+    async fn last_words(&mut self, fault: &Fault) {
+        let said = match fault {
+            Fault::Network(_) => self.read(LAST_WORDS.min(self.timeouts.command)).await.is_ok(),
+            Fault::Closed | Fault::Silence(_) | Fault::Garbage(_) => false,
+        };
+        if !said {
+            self.dialog.fail(fault);
+        }
+    }
+
+    /// Streams the content. The final dot goes with the last write, and only after the content was read to its end.
+    async fn send_content(&mut self, submission: &Submission) -> Result<(), Cut> {
+        let mut stuffer = Stuffer::new();
+        let mut out = Vec::new();
+        let mut body = submission.body.reader();
+        let mut chunk = Some(submission.envelope.prepend.clone());
+        while let Some(octets) = chunk {
+            for piece in octets.chunks(OUTPUT) {
+                if out.len() >= OUTPUT {
+                    self.write_content(&out).await?;
+                    out.clear();
+                }
+                stuffer.push(piece, &mut out);
+            }
+            chunk = body.chunk().await.map_err(Cut::Unreadable)?;
+        }
+        stuffer.finish(&mut out);
+        // Where this fails, its last octets were not taken by the kernel, so the server cannot have seen the dot.
+        self.write_content(&out).await
+    }
+
+    /// Writes, and listens meanwhile: a server may refuse early, and then stop reading or close.
+    async fn write_content(&mut self, octets: &[u8]) -> Result<(), Cut> {
+        let Self { stream, dialog, input, timeouts, .. } = self;
+        let (mut from, mut to) = stream.split();
+        let mut left = octets;
+        while !left.is_empty() {
+            let progress = async {
+                loop {
+                    // Both are safe to drop: read and write either did their work or nothing.
+                    tokio::select! {
+                        biased;
+                        read = from.read(input) => {
+                            if take(read, input, dialog).map_err(Cut::Fault)? {
+                                return Err(Cut::Answered);
+                            }
+                        }
+                        written = to.write(left) => {
+                            return written
+                                .map_err(|error| Cut::Fault(Fault::Network(error.to_string())));
+                        }
+                    }
+                }
+            };
+            let written = timeout(timeouts.data, progress)
+                .await
+                .unwrap_or(Err(Cut::Fault(Fault::Silence(timeouts.data))))?;
+            left = left.get(written..).unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
+/// Gives what was read to the dialog; whether it has something now.
+fn take(read: io::Result<usize>, input: &[u8], dialog: &mut Dialog) -> Result<bool, Fault> {
+    let octets = match read {
+        Ok(0) => return Err(Fault::Closed),
+        Ok(octets) => input.get(..octets).unwrap_or_default(),
+        Err(error) => return Err(Fault::Network(error.to_string())),
+    };
+    for line in octets.split_inclusive(|b| *b == b'\n') {
+        debug!("server: {}", Escaped(line.trim_ascii_end()));
+    }
+    Ok(dialog.receive(octets))
+}
+
+async fn resolve(server: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    // An IPv6 address may be written as in a URL.
+    let host = server.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(server);
+    Ok(lookup_host((host, port)).await?.collect())
+}
