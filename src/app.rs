@@ -20,7 +20,7 @@ use crate::provider::Provider;
 use crate::provider::smtp::SmtpProvider;
 use crate::shutdown::Shutdown;
 use crate::smtp::reply;
-use crate::spool::{Log, OpenError};
+use crate::spool::log::{Log, OpenError};
 
 /// Descriptors beside those of clients: spool, log, admin, upstream connections.
 const OTHER_DESCRIPTORS: u64 = 256;
@@ -84,8 +84,14 @@ impl App {
         let provider = provider(&config);
         let concurrency = concurrency(&config);
         let settings = Settings { retry: config.retry.clone(), concurrency };
-        let dispatcher =
-            Dispatcher::new(Arc::clone(&spool), provider.clone(), settings, accepted, Arc::clone(&metrics), trouble_is);
+        let dispatcher = Dispatcher::new(
+            Arc::clone(&spool),
+            provider.clone(),
+            settings,
+            accepted,
+            Arc::clone(&metrics),
+            trouble_is,
+        );
         delivery.tasks.spawn(dispatcher.run(delivery.token.clone(), grace));
 
         let admin_shutdown = Shutdown::new();
@@ -97,7 +103,11 @@ impl App {
             trouble,
             stopping: acceptance.token.clone(),
         };
-        admin_shutdown.tasks.spawn(admin::serve(admin_socket, Arc::new(shared), admin_shutdown.token.clone()));
+        admin_shutdown.tasks.spawn(admin::serve(
+            admin_socket,
+            Arc::new(shared),
+            admin_shutdown.token.clone(),
+        ));
         info!(event = "listening", address = %admin, protocol = "http", "admin listens on http://{admin}");
 
         let abort = CancellationToken::new();
@@ -126,7 +136,17 @@ impl App {
             stop.cancelled().await;
             drop(intake_is);
         });
-        Ok(Self { smtp, smtp_addresses, admin, grace, spool, acceptance, abort, delivery, admin_shutdown })
+        Ok(Self {
+            smtp,
+            smtp_addresses,
+            admin,
+            grace,
+            spool,
+            acceptance,
+            abort,
+            delivery,
+            admin_shutdown,
+        })
     }
 
     /// Stops accepting, lets sessions that receive content and attempts under way end within the time of grace, then
@@ -135,7 +155,9 @@ impl App {
         info!(event = "stopping", "stopping: no new mail is accepted; what is under way may end");
         let sessions = async {
             if tokio::time::timeout(self.grace, self.acceptance.stop()).await.is_err() {
-                warn!("some sessions did not end within shutdown_grace and are cut off; their messages were not accepted");
+                warn!(
+                    "some sessions did not end within shutdown_grace and are cut off; their messages were not accepted"
+                );
                 self.abort.cancel();
                 self.acceptance.stop().await;
             }
@@ -189,7 +211,9 @@ fn intake(config: &Config) -> Intake {
 fn provider(config: &Config) -> Option<Arc<dyn Provider>> {
     match &config.provider {
         config::Provider::None { .. } => None,
-        config::Provider::Smtp(section) => Some(Arc::new(SmtpProvider::new(section, config.hostname.to_string()))),
+        config::Provider::Smtp(section) => {
+            Some(Arc::new(SmtpProvider::new(section, config.hostname.to_string())))
+        }
     }
 }
 
@@ -198,11 +222,13 @@ fn concurrency(config: &Config) -> usize {
     let throttle = &config.throttle;
     let lane = match &config.provider {
         config::Provider::Smtp(section) => {
-            let named = section.sender.as_ref().and_then(|sender| throttle.mailbox_concurrency.get(sender.as_str()));
+            let named = section
+                .sender
+                .as_ref()
+                .and_then(|sender| throttle.mailbox_concurrency.get(sender.as_str()));
             named.copied().unwrap_or(throttle.concurrency)
         }
         config::Provider::None { .. } => throttle.concurrency,
     };
     lane.min(throttle.provider_concurrency)
 }
-

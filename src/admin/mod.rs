@@ -50,7 +50,9 @@ async fn livez() -> &'static str {
 /// 200 while mail is accepted, else 503; the first reason on the ladder says why. That deliveries wait does not make
 /// the gateway unready (accepting and keeping mail is what it is for), but it is told.
 async fn readyz<S: Spool>(State(shared): State<Arc<Shared<S>>>) -> Response {
-    let unready = |reason: String| (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")).into_response();
+    let unready = |reason: String| {
+        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")).into_response()
+    };
     if shared.stopping.is_cancelled() {
         return unready("shutting down".to_owned());
     }

@@ -21,7 +21,10 @@ pub(super) fn run(path: &Path) -> ExitCode {
             if ready { ExitCode::SUCCESS } else { super::EX_UNAVAILABLE.into() }
         }
         Err(error) => {
-            eprintln!("no answer from http://{}/readyz: {error}; is `mailsluice run` running?", config.admin.bind);
+            eprintln!(
+                "no answer from http://{}/readyz: {error}; is `mailsluice run` running?",
+                config.admin.bind
+            );
             super::EX_UNAVAILABLE.into()
         }
     }

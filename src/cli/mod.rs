@@ -29,8 +29,10 @@ const EX_NOINPUT: u8 = 66;
 /// `mailsluice run`.
 #[derive(Debug, Parser)]
 #[command(name = "mailsluice", version, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 all right; 64 wrong usage; 66 no such input; 69 not available; 71 the system \
-refused; 75 try again later; 78 the configuration is wrong.")]
+#[command(
+    after_help = "Exit codes: 0 all right; 64 wrong usage; 66 no such input; 69 not available; 71 the system \
+refused; 75 try again later; 78 the configuration is wrong."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -53,7 +55,12 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct ConfigArgs {
     /// The configuration file
-    #[arg(long, value_name = "FILE", env = "MAILSLUICE_CONFIG", default_value = "/etc/mailsluice/mailsluice.toml")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "MAILSLUICE_CONFIG",
+        default_value = "/etc/mailsluice/mailsluice.toml"
+    )]
     config: PathBuf,
 }
 
@@ -78,16 +85,24 @@ pub fn main() -> ExitCode {
 
 /// Reads the configuration, or says everything that is wrong with it.
 fn load(path: &std::path::Path) -> Result<crate::config::Config, ExitCode> {
-    crate::config::load(path).map_err(|problems| {
-        eprint!("{problems}");
-        EX_CONFIG.into()
-    })
+    let loaded = crate::config::load(path).map_err(|problems| {
+        eprintln!("{problems}");
+        ExitCode::from(EX_CONFIG)
+    })?;
+    for warning in &loaded.warnings {
+        eprintln!("{}:{warning} (warning)", path.display());
+    }
+    Ok(loaded.config)
 }
 
 /// The runtime of every command that waits.
 fn runtime() -> Result<tokio::runtime::Runtime, ExitCode> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("mailsluice").build().map_err(|error| {
-        eprintln!("cannot start: {error}");
-        EX_OSERR.into()
-    })
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("mailsluice")
+        .build()
+        .map_err(|error| {
+            eprintln!("cannot start: {error}");
+            EX_OSERR.into()
+        })
 }

@@ -31,7 +31,12 @@ pub(super) fn run(path: &Path) -> ExitCode {
         }
     };
     let name = path.display();
-    info!(event = "starting", version = env!("CARGO_PKG_VERSION"), "mailsluice {} with {name}", env!("CARGO_PKG_VERSION"));
+    info!(
+        event = "starting",
+        version = env!("CARGO_PKG_VERSION"),
+        "mailsluice {} with {name}",
+        env!("CARGO_PKG_VERSION")
+    );
     runtime.block_on(serve(config, metrics))
 }
 

@@ -76,7 +76,8 @@ pub(super) fn run(args: &Args) -> ExitCode {
         Ok(runtime) => runtime,
         Err(code) => return code,
     };
-    let level = if args.message.is_some() { config::LogLevel::Error } else { config::LogLevel::Info };
+    let level =
+        if args.message.is_some() { config::LogLevel::Error } else { config::LogLevel::Info };
     let log = config::Log { level, format: config::LogFormat::Text };
     let _log = telemetry::start(&log, Arc::new(Metrics::new())).ok();
     let folder = match Folder::make() {
@@ -95,7 +96,11 @@ pub(super) fn run(args: &Args) -> ExitCode {
 
 /// The interactive form: runs until it is interrupted.
 async fn serve(args: &Args, folder: &Path) -> Result<ExitCode, ExitCode> {
-    let wanted = Addresses { smtp: args.smtp, inbox: args.inbox, admin: SocketAddr::from(([127, 0, 0, 1], 0)) };
+    let wanted = Addresses {
+        smtp: args.smtp,
+        inbox: args.inbox,
+        admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+    };
     let sandbox = Sandbox::start(wanted, folder, SLOW).await.map_err(|error| {
         eprintln!("{error}\nAnother address can be given with --smtp and --inbox; port 0 takes a free one.");
         ExitCode::from(super::EX_OSERR)
@@ -123,7 +128,8 @@ async fn send_one(file: &Path, args: &Args, folder: &Path) -> Result<ExitCode, E
         ExitCode::from(super::EX_USAGE)
     })?;
     let free = SocketAddr::from(([127, 0, 0, 1], 0));
-    let sandbox = Sandbox::start(Addresses { smtp: free, inbox: free, admin: free }, folder, SLOW).await;
+    let sandbox =
+        Sandbox::start(Addresses { smtp: free, inbox: free, admin: free }, folder, SLOW).await;
     let sandbox = sandbox.map_err(|error| {
         eprintln!("{error}");
         ExitCode::from(super::EX_OSERR)
@@ -154,7 +160,9 @@ impl Message {
     /// The envelope comes from the arguments, else from the header.
     fn new(content: &[u8], args: &Args) -> Result<Self, String> {
         let content = with_crlf(content);
-        let named = |text: &String| Mailbox::parse(text, Charset::Utf8).map_err(|why| format!("{text}: {why}"));
+        let named = |text: &String| {
+            Mailbox::parse(text, Charset::Utf8).map_err(|why| format!("{text}: {why}"))
+        };
         let from = match &args.from {
             Some(text) if text.is_empty() => ReversePath::Null,
             Some(text) => ReversePath::Mailbox(named(text)?),
@@ -241,8 +249,10 @@ async fn wait_for(sandbox: &Sandbox, message: &Message) -> ExitCode {
         loop {
             let mails = sandbox.inbox.mails();
             let refused = sandbox.inbox.refused();
-            let arrived = |to: &Mailbox| mails.iter().any(|mail| mail.to.iter().any(|it| it == to.as_str()));
-            let turned_away = |to: &Mailbox| refused.iter().any(|refused| refused.to == to.as_str());
+            let arrived =
+                |to: &Mailbox| mails.iter().any(|mail| mail.to.iter().any(|it| it == to.as_str()));
+            let turned_away =
+                |to: &Mailbox| refused.iter().any(|refused| refused.to == to.as_str());
             if message.to.iter().all(|to| arrived(to) || turned_away(to)) {
                 return message.to.iter().all(arrived);
             }
@@ -293,7 +303,10 @@ fn with_crlf(content: &[u8]) -> Vec<u8> {
 
 /// The mailboxes of every field of that name in the header.
 fn field(content: &[u8], name: &str) -> Vec<Mailbox> {
-    let header = content.windows(4).position(|end| end == b"\r\n\r\n").map_or(content, |end| &content[..end + 2]);
+    let header = content
+        .windows(4)
+        .position(|end| end == b"\r\n\r\n")
+        .map_or(content, |end| &content[..end + 2]);
     let header = String::from_utf8_lossy(header).replace("\r\n ", " ").replace("\r\n\t", " ");
     let mut found = Vec::new();
     for line in header.split("\r\n") {

@@ -20,8 +20,9 @@ use crate::listener::slots::Slot;
 use crate::message::header::{Facts, HeaderFilter};
 use crate::message::received::{self, Arrival};
 use crate::metrics::Refusal;
+use crate::smtp::params::{MailParams, Recipient};
 use crate::smtp::reply::{self, Escaped, Reply};
-use crate::smtp::session::{MailParams, Session, Settings, Step, Transaction};
+use crate::smtp::session::{Session, Settings, Step, Transaction};
 use crate::spool::{Durability, Op, Spool, SpoolError, Stage};
 
 /// Octets read at once while commands come, and while content does.
@@ -63,7 +64,12 @@ pub(super) fn turn_away(stream: Stream, reply: &Reply) {
 }
 
 /// Serves one client to its end.
-pub(super) async fn serve<S: Spool>(stream: Stream, peer: Peer, shared: Arc<Shared<S>>, slot: Slot) {
+pub(super) async fn serve<S: Spool>(
+    stream: Stream,
+    peer: Peer,
+    shared: Arc<Shared<S>>,
+    slot: Slot,
+) {
     shared.metrics.connections.inc();
     shared.metrics.connections_total.inc();
     let _open = Open(&shared);
@@ -184,7 +190,9 @@ impl<S: Spool> Connection<'_, S> {
             Step::Rcpt(_) => Todo::Accept,
             Step::Begin(_) => Todo::Begin,
             Step::Body(chunk) => Todo::Stored(match &mut self.receiving {
-                Some(receiving) => receiving.take(chunk).await.map_err(|error| refuse_storage(self.shared, &error)),
+                Some(receiving) => {
+                    receiving.take(chunk).await.map_err(|error| refuse_storage(self.shared, &error))
+                }
                 None => Ok(()),
             }),
             Step::Commit => Todo::Commit,
@@ -256,7 +264,8 @@ impl<S: Spool> Connection<'_, S> {
             return self.session.refuse(reply);
         }
         let stage = self.shared.spool.stage();
-        self.receiving = Some(Box::new(Receiving { stage, filter: HeaderFilter::new(), passed: Vec::new() }));
+        self.receiving =
+            Some(Box::new(Receiving { stage, filter: HeaderFilter::new(), passed: Vec::new() }));
         self.session.accept();
     }
 
@@ -265,7 +274,8 @@ impl<S: Spool> Connection<'_, S> {
         let began = clock::now();
         let receiving = self.receiving.take().ok_or_else(reply::local_error)?;
         let transaction = self.session.transaction().ok_or_else(reply::local_error)?;
-        let (staged, facts) = receiving.finish().await.map_err(|error| refuse_storage(self.shared, &error))?;
+        let (staged, facts) =
+            receiving.finish().await.map_err(|error| refuse_storage(self.shared, &error))?;
         if facts.received > self.shared.limits.received_headers {
             self.shared.metrics.refuse_message(Refusal::Loop);
             let (client, n) = (&self.peer, facts.received);
@@ -299,7 +309,7 @@ impl<S: Spool> Connection<'_, S> {
         let client = &self.peer;
         info!(event = "accepted", %id, %client, from = from.as_str(), recipients, size, "message {id} accepted from {client}: {from}, {recipients} recipients, {size} octets");
         // While the daemon stops nobody takes it any more: it waits in the spool for the next start.
-        drop(self.shared.accepted.send(head));
+        self.shared.accepted.send(head).unwrap_or_default();
         Ok(id)
     }
 
@@ -365,10 +375,17 @@ fn refuse_storage<S>(shared: &Shared<S>, error: &SpoolError) -> Reply {
     match error {
         SpoolError::Full => {
             shared.metrics.refuse_message(Refusal::Full);
-            warn!(event = "refused", reason = "full", "mail is refused with 452: the disk of the spool is full or under spool.min_free");
+            warn!(
+                event = "refused",
+                reason = "full",
+                "mail is refused with 452: the disk of the spool is full or under spool.min_free"
+            );
             reply::no_space()
         }
-        SpoolError::Unknown(_) | SpoolError::Damaged(..) | SpoolError::Io(..) | SpoolError::Closed => {
+        SpoolError::Unknown(_)
+        | SpoolError::Damaged(..)
+        | SpoolError::Io(..)
+        | SpoolError::Closed => {
             shared.metrics.refuse_message(Refusal::Storage);
             tracing::error!(event = "refused", reason = "storage", %error, "mail is refused with 451: it cannot be stored: {error}");
             reply::local_error()
@@ -385,8 +402,9 @@ fn envelope(transaction: &Transaction, facts: &Facts, peer: &Peer, hostname: &st
         (false, true) => "ESMTP",
         (false, false) => "SMTP",
     };
-    let prepend = received::prepend(Arrival { id, at: accepted, client: &client, hostname, protocol }, facts);
-    let rcpt = |rcpt: &crate::smtp::session::Recipient| Rcpt {
+    let prepend =
+        received::prepend(Arrival { id, at: accepted, client: &client, hostname, protocol }, facts);
+    let rcpt = |rcpt: &Recipient| Rcpt {
         path: rcpt.path.clone(),
         notify: rcpt.notify,
         orcpt: rcpt.orcpt.clone(),
@@ -409,7 +427,11 @@ fn envelope(transaction: &Transaction, facts: &Facts, peer: &Peer, hostname: &st
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -418,7 +440,11 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),

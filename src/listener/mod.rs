@@ -68,8 +68,10 @@ enum Socket {
 pub fn bind(config: &config::Listener) -> io::Result<Bound> {
     let (socket, name) = match &config.bind {
         config::Bind::Tcp(address) => {
-            let socket = bind_tcp(*address).map_err(|error| cannot_bind(&address.to_string(), error))?;
-            let name = socket.local_addr().map_or_else(|_| address.to_string(), |bound| bound.to_string());
+            let socket =
+                bind_tcp(*address).map_err(|error| cannot_bind(&address.to_string(), error))?;
+            let name =
+                socket.local_addr().map_or_else(|_| address.to_string(), |bound| bound.to_string());
             (Socket::Tcp(socket), name)
         }
         config::Bind::Unix(path) => {
@@ -84,7 +86,9 @@ pub fn bind(config: &config::Listener) -> io::Result<Bound> {
 fn cannot_bind(name: &str, error: io::Error) -> io::Error {
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => "; another program listens there: `ss -ltnp` shows which",
-        io::ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE, sockets a writable folder",
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need CAP_NET_BIND_SERVICE, sockets a writable folder"
+        }
         io::ErrorKind::AddrNotAvailable => "; no interface of this host has that address",
         _ => "",
     };
@@ -105,7 +109,10 @@ fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
 fn bind_unix(path: &PathBuf) -> io::Result<UnixListener> {
     if let Ok(found) = fs::symlink_metadata(path) {
         if !found.file_type().is_socket() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is in the way"));
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "a file that is no socket is in the way",
+            ));
         }
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
             return Err(io::ErrorKind::AddrInUse.into());
@@ -147,7 +154,12 @@ pub async fn listen<S: Spool>(bound: Bound, shared: Arc<Shared<S>>) {
 
 /// The client went away before it was accepted: nothing is wrong here.
 fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted)
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
 }
 
 /// Gives the connection a place and a task, or turns it away.
@@ -169,10 +181,16 @@ fn admit<S: Spool>(bound: &Bound, shared: &Arc<Shared<S>>, stream: Stream, peer:
     connection::turn_away(stream, &reply);
 }
 
-fn take_slot<S: Spool>(bound: &Bound, shared: &Arc<Shared<S>>, peer: &Peer) -> Result<Slot, Refusal> {
+fn take_slot<S: Spool>(
+    bound: &Bound,
+    shared: &Arc<Shared<S>>,
+    peer: &Peer,
+) -> Result<Slot, Refusal> {
     let client = match peer {
         Peer::Unix => None,
-        Peer::Tcp(address) if !bound.allow.iter().any(|net| net.contains(address)) => return Err(Refusal::NotAllowed),
+        Peer::Tcp(address) if !bound.allow.iter().any(|net| net.contains(address)) => {
+            return Err(Refusal::NotAllowed);
+        }
         Peer::Tcp(address) => Some(*address).filter(|address| !address.is_loopback()),
     };
     shared.slots.take(client)

@@ -56,8 +56,10 @@ impl Slots {
             return Err(Refusal::TooManyOfClient);
         }
         if inner.open.len() - inner.leaving >= self.total {
-            let idlest = inner.open.values().filter(|entry| entry.idle_since.load(Ordering::Relaxed) > 0);
-            let idlest = idlest.min_by_key(|entry| entry.idle_since.load(Ordering::Relaxed)).cloned();
+            let idlest =
+                inner.open.values().filter(|entry| entry.idle_since.load(Ordering::Relaxed) > 0);
+            let idlest =
+                idlest.min_by_key(|entry| entry.idle_since.load(Ordering::Relaxed)).cloned();
             let Some(idlest) = idlest.filter(|_| inner.leaving < SLACK) else {
                 return Err(Refusal::TooManyConnections);
             };
@@ -69,7 +71,8 @@ impl Slots {
         let number = inner.next;
         inner.next += 1;
         let idle_since = AtomicU64::new(self.stamp());
-        let entry = Arc::new(Entry { idle_since, told: AtomicBool::new(false), evict: Notify::new() });
+        let entry =
+            Arc::new(Entry { idle_since, told: AtomicBool::new(false), evict: Notify::new() });
         inner.open.insert(number, Arc::clone(&entry));
         if let Some(client) = client {
             *inner.by_client.entry(client).or_default() += 1;
@@ -78,7 +81,9 @@ impl Slots {
     }
 
     fn stamp(&self) -> u64 {
-        u64::try_from(clock::now().saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX - 1) + 1
+        u64::try_from(clock::now().saturating_duration_since(self.began).as_millis())
+            .unwrap_or(u64::MAX - 1)
+            + 1
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -161,7 +166,10 @@ mod tests {
         taken[2].idle();
         fourth.busy();
         let _fifth = slots.take(None).unwrap();
-        assert!(taken[1].entry.told.load(Ordering::Relaxed), "one that is leaving is not asked again");
+        assert!(
+            taken[1].entry.told.load(Ordering::Relaxed),
+            "one that is leaving is not asked again"
+        );
         _fifth.busy();
         assert_eq!(slots.take(None).unwrap_err(), Refusal::TooManyConnections);
         drop(taken);

@@ -24,7 +24,8 @@ pub fn mailboxes(value: &[u8]) -> Vec<Mailbox> {
             }
             '(' => skip_comment(&mut chars),
             '<' => {
-                let inner: String = chars.by_ref().take_while(|c| *c != '>').filter(|c| !is_blank(*c)).collect();
+                let inner: String =
+                    chars.by_ref().take_while(|c| *c != '>').filter(|c| !is_blank(*c)).collect();
                 // A source route before the address (RFC 5322 4.4).
                 let address = inner.rsplit_once(':').map_or(inner.as_str(), |(_, address)| address);
                 found.extend(Mailbox::parse(address, Charset::Utf8));
@@ -112,7 +113,8 @@ mod tests {
 
     #[test]
     fn a_list_is_read_whole() {
-        let found = mailboxes(b" Ann <a@b>, c@d, \"x, y\" <e@f>, Team: g@h, i@j;, broken, <k@l>\r\n");
+        let found =
+            mailboxes(b" Ann <a@b>, c@d, \"x, y\" <e@f>, Team: g@h, i@j;, broken, <k@l>\r\n");
         let found: Vec<&str> = found.iter().map(Mailbox::as_str).collect();
         assert_eq!(found, ["a@b", "c@d", "e@f", "g@h", "i@j", "k@l"]);
     }

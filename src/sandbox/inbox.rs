@@ -65,7 +65,8 @@ impl Inbox {
         let number = kept.next;
         kept.octets += content.len();
         kept.mails.push_back(Mail { number, received, from, to, size: content.len(), content });
-        while kept.mails.len() > MAX_MESSAGES || (kept.octets > MAX_OCTETS && kept.mails.len() > 1) {
+        while kept.mails.len() > MAX_MESSAGES || (kept.octets > MAX_OCTETS && kept.mails.len() > 1)
+        {
             let gone = kept.mails.pop_front().map_or(0, |mail| mail.size);
             kept.octets -= gone;
         }
@@ -113,7 +114,9 @@ pub async fn serve(socket: TcpListener, inbox: Arc<Inbox>, stop: CancellationTok
         .route("/api/v1/inbox", get(list).delete(clear))
         .route("/api/v1/inbox/{number}", get(show))
         .with_state(inbox);
-    if let Err(error) = axum::serve(socket, router).with_graceful_shutdown(stop.cancelled_owned()).await {
+    if let Err(error) =
+        axum::serve(socket, router).with_graceful_shutdown(stop.cancelled_owned()).await
+    {
         error!(%error, "the inbox ended: {error}");
     }
 }

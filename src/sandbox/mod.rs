@@ -53,10 +53,15 @@ impl Sandbox {
         world.tasks.spawn(inbox::serve(api, Arc::clone(&inbox), world.token.clone()));
 
         let text = configuration(wanted, upstream_address, folder);
-        let loaded = config::parse(&text, "sandbox.toml").map_err(|problems| io::Error::other(problems.to_string()))?;
+        let loaded = config::parse(&text, "sandbox.toml")
+            .map_err(|problems| io::Error::other(problems.to_string()))?;
         let app = App::start(loaded.config, Arc::new(Metrics::new())).await;
         let app = app.map_err(|error| io::Error::other(error.to_string()))?;
-        let smtp = app.smtp_addresses.first().copied().ok_or_else(|| io::Error::other("the gateway does not listen"))?;
+        let smtp = app
+            .smtp_addresses
+            .first()
+            .copied()
+            .ok_or_else(|| io::Error::other("the gateway does not listen"))?;
         let addresses = Addresses { smtp, inbox: inbox_address, admin: app.admin };
         Ok(Self { addresses, inbox, app, world })
     }
@@ -69,7 +74,9 @@ impl Sandbox {
 
 async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let bound = TcpListener::bind(address).await;
-    bound.map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+    bound.map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+    })
 }
 
 /// The gateway's configuration, as an operator would write it.

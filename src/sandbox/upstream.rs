@@ -142,7 +142,11 @@ impl Upstream {
                 Step::Commit => {
                     let Some(transaction) = session.transaction() else { return Ok(()) };
                     let from = transaction.reverse_path.as_str().to_owned();
-                    let to = transaction.rcpts.iter().map(|rcpt| rcpt.path.as_str().to_owned()).collect();
+                    let to = transaction
+                        .rcpts
+                        .iter()
+                        .map(|rcpt| rcpt.path.as_str().to_owned())
+                        .collect();
                     let content = std::mem::take(&mut content).freeze();
                     let number = self.inbox.put(clock::wall().0, from, to, content);
                     if lose_answer {

@@ -229,11 +229,7 @@ pub fn ok() -> Reply {
 }
 
 pub fn help() -> Reply {
-    Reply::new(
-        214,
-        (2, 0, 0),
-        "Commands: EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT",
-    )
+    Reply::new(214, (2, 0, 0), "Commands: EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT")
 }
 
 pub fn cannot_verify() -> Reply {
@@ -363,6 +359,35 @@ pub fn data_timeout_bare_end() -> Reply {
 
 pub fn shutting_down() -> Reply {
     Reply::new(421, (4, 3, 2), "Shutting down")
+}
+
+pub fn not_allowed() -> Reply {
+    Reply::new(554, (5, 7, 1), "Clients at your address may not connect")
+}
+
+pub fn too_many_connections() -> Reply {
+    Reply::new(421, (4, 3, 2), "Too many connections, try again later")
+}
+
+/// To the connection that was idle longest before MAIL, when all are taken (R19).
+pub fn made_room() -> Reply {
+    Reply::new(421, (4, 3, 2), "Idle, and another client needs the connection")
+}
+
+pub fn no_provider() -> Reply {
+    Reply::new(451, (4, 3, 2), "No provider is active, mail is not accepted now")
+}
+
+pub fn no_space() -> Reply {
+    Reply::new(452, (4, 3, 1), "Not enough disk space, try again later")
+}
+
+pub fn local_error() -> Reply {
+    Reply::new(451, (4, 3, 0), "The message could not be stored, try again later")
+}
+
+pub fn loops() -> Reply {
+    Reply::new(554, (5, 4, 6), "Too many Received lines: the message goes round in circles")
 }
 
 #[cfg(test)]

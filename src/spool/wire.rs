@@ -266,6 +266,7 @@ impl<'a> CauseWire<'a> {
                 .status
                 .map(|(class, subject, detail)| EnhancedStatus(class, subject, detail)),
             retry_after: self.wait,
+            lost: false,
             maybe_sent: self.maybe,
         })
     }

@@ -1,1 +1,22 @@
-fn main() {}
+//! The real binary against scripted and real peers, on loopback and free ports. One module per topic.
+//!
+//! `SLOW_TESTS=1` runs the long forms. `MAILSLUICE_REQUIRE_PEERS=1` turns the skip of a missing real peer into a failure.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::string_slice,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    unreachable_pub,
+    reason = "a test says what went wrong by ending"
+)]
+
+mod support;
+
+/// Mail goes from a client to an upstream, byte for byte.
+mod deliver;

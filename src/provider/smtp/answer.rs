@@ -58,7 +58,8 @@ pub(super) fn broken(stage: Stage, fault: &Fault) -> Outcome {
         Stage::Mail | Stage::Rcpt | Stage::Data | Stage::Content => (Scope::Message, false),
         Stage::EndOfData => (Scope::Message, true),
     };
-    Outcome::Deferred(Cause { maybe_sent, ..Cause::new(scope, stage, words(stage, fault)) })
+    let lost = scope == Scope::Message;
+    Outcome::Deferred(Cause { lost, maybe_sent, ..Cause::new(scope, stage, words(stage, fault)) })
 }
 
 fn words(stage: Stage, fault: &Fault) -> String {
