@@ -294,8 +294,11 @@ impl Dialog {
             if let Some(step) = self.steps.pop_front() {
                 return step;
             }
-            if matches!(self.state, State::Closed) {
-                return Step::Close;
+            match &self.state {
+                State::Closed => return Step::Close,
+                // What has come unasked is judged where it does harm, in `begin`.
+                State::Ready => return Step::Ready,
+                State::Opening | State::Busy(_) => {}
             }
             if let Some(arrived) = self.arrived.take().or_else(|| self.reader.next()) {
                 match arrived {
@@ -308,10 +311,10 @@ impl Dialog {
                 return Step::Read(command.wait());
             }
             match &self.state {
-                State::Opening | State::Ready => return Step::Ready,
                 State::Busy(transaction) if transaction.content => return Step::Content,
                 State::Busy(_) => self.write_window(),
-                State::Closed => {}
+                // While it opens, a reply is always awaited.
+                State::Opening | State::Ready | State::Closed => return Step::Close,
             }
         }
     }
