@@ -49,6 +49,8 @@ pub(super) enum Wait {
     Data,
     /// For the reply to the final dot.
     Final,
+    /// For what only makes the connection fit for the next message: a short one, no recipient hangs on it.
+    Reset,
 }
 
 /// What the server says it can (RFC 5321 4.1.1.1).
@@ -110,11 +112,10 @@ enum Command {
 impl Command {
     fn wait(self) -> Wait {
         match self {
-            Self::Greeting | Self::Ehlo | Self::Helo | Self::Mail | Self::Rcpt(_) | Self::Rset => {
-                Wait::Command
-            }
+            Self::Greeting | Self::Ehlo | Self::Helo | Self::Mail | Self::Rcpt(_) => Wait::Command,
             Self::Data => Wait::Data,
-            Self::Dot | Self::EmptyDot => Wait::Final,
+            Self::Dot => Wait::Final,
+            Self::EmptyDot | Self::Rset => Wait::Reset,
         }
     }
 

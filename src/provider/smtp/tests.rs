@@ -348,7 +348,7 @@ async fn octets_that_drip_do_not_move_the_deadline() {
 async fn a_server_that_stops_reading_meets_the_data_deadline() {
     let server = Server::bind().await;
     let mut provider = server.provider();
-    provider.config.data_timeout = SOON;
+    provider.config.data_timeout = 5 * SOON;
     let submission = submission(Body::Memory(b"line\r\n".repeat(4_000_000).into()));
     let script = async {
         let mut peer = server.greet().await;
@@ -356,7 +356,7 @@ async fn a_server_that_stops_reading_meets_the_data_deadline() {
         peer
     };
     let (_peer, outcome) = both(script, deliver(&provider, &submission)).await;
-    let words = "the server took no content for 0.06 s";
+    let words = "the server took no content for 0.3 s";
     assert_deferred(&outcome, Scope::Message, Stage::Content, words);
 }
 

@@ -669,7 +669,7 @@ fn after_the_final_dot_a_broken_connection_leaves_a_doubt() {
         ("!closed", "the server closed the connection after the final dot"),
         ("!silence", "no answer to the final dot within 300 s"),
     ] {
-        // The content has no turn of the server of its own here, so an empty one stands before the event.
+        // The beginning of a reply puts the event after the content.
         let script = format!(
             "{TO_ONE} S: 354 go on\n--\nS_ 25\n{event}\n= 0 deferred message end_of_data maybe: {words}\n= close"
         );
@@ -853,7 +853,7 @@ fn a_failed_reset_takes_nothing_back() {
 fn check_commands(capabilities: &str, order: &Order, commands: &[&str]) {
     let (turns, ..) = parse(&opening(&format!("PIPELINING,{capabilities}")));
     let (ours, ends) = play(&turns, order, Freshness::New, Cuts::Whole);
-    let ours: Vec<&str> = ours[1..].iter().map(|line| &line[3..]).collect();
+    let ours: Vec<&str> = ours[1..].iter().filter_map(|line| line.strip_prefix("C: ")).collect();
     assert_eq!(ours, [commands, &["DATA"]].concat(), "{capabilities}");
     assert_eq!(ends, ["waits"]);
 }
@@ -974,14 +974,16 @@ fn a_message_over_the_servers_limit_is_not_offered() {
     );
 }
 
-#[test]
-fn many_recipients_go_in_windows() {
+/// A message to 250 over a server with PIPELINING that answers each line so; the commands in each write, and how many
+/// recipients had which outcome.
+fn play_many(answer: impl Fn(&str) -> &'static str) -> (Vec<usize>, Vec<(&'static str, usize)>) {
     let names: Vec<String> = (0..250).map(|at| format!("r{at}@y.example")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let order = order("a@x.example", &names);
     let mut dialog = Dialog::new("me.example");
-    let mut windows = Vec::new();
-    let mut delivered = 0;
+    let (mut windows, mut settled) =
+        (Vec::new(), [("delivered", 0), ("deferred", 0), ("failed", 0)]);
+    let mut begun = false;
     dialog.receive(b"220 hi\r\n");
     loop {
         match dialog.next() {
@@ -991,25 +993,75 @@ fn many_recipients_go_in_windows() {
                 let lines: Vec<&str> = lines.trim_end().split("\r\n").collect();
                 windows.push(lines.len());
                 for line in lines {
-                    dialog.receive(match &line[..4] {
-                        "EHLO" => b"250-up\r\n250 PIPELINING\r\n",
-                        "DATA" => b"354 go on\r\n",
-                        _ => b"250 ok\r\n",
-                    });
+                    let reply = match line {
+                        "EHLO me.example" => "250-up\r\n250 PIPELINING",
+                        line => answer(line),
+                    };
+                    dialog.receive(format!("{reply}\r\n").as_bytes());
                 }
             }
-            Step::Ready if delivered == 0 => dialog.begin(order.clone(), Freshness::New),
             Step::Content => {
                 dialog.content_sent();
                 dialog.receive(b"250 queued\r\n");
             }
-            Step::Settle(_, Outcome::Delivered(_)) => delivered += 1,
+            Step::Settle(_, outcome) => {
+                let label = outcome.label();
+                settled.iter_mut().find(|(known, _)| *known == label).unwrap().1 += 1;
+            }
+            Step::Ready if !begun => {
+                begun = true;
+                dialog.begin(order.clone(), Freshness::New);
+            }
             Step::Ready => break,
             step => panic!("{step:?}"),
         }
     }
+    settled.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    (windows, settled.into_iter().filter(|(_, count)| *count > 0).collect())
+}
+
+#[test]
+fn many_recipients_go_in_windows() {
+    let (windows, settled) = play_many(|line| match line {
+        "DATA" => "354 go on",
+        _ => "250 ok",
+    });
     // EHLO; MAIL with 99 recipients; 100; the rest with DATA.
-    assert_eq!((windows, delivered), (vec![1, 100, 100, 52], 250));
+    assert_eq!((windows, settled), (vec![1, 100, 100, 52], vec![("delivered", 250)]));
+}
+
+#[test]
+fn no_window_follows_a_refused_mail() {
+    let (windows, settled) = play_many(|line| match line {
+        "RSET" => "250 ok",
+        line if line.starts_with("MAIL") => "550 no",
+        _ => "503 need MAIL",
+    });
+    assert_eq!((windows, settled), (vec![1, 100, 1], vec![("failed", 250)]));
+}
+
+#[test]
+fn no_window_follows_a_full_transaction_and_data_goes_alone() {
+    let (windows, settled) = play_many(|line| match line {
+        "DATA" => "354 go on",
+        "RCPT TO:<r0@y.example>" | "RCPT TO:<r1@y.example>" => "250 ok",
+        line if line.starts_with("RCPT") => "452 4.5.3 too many",
+        _ => "250 ok",
+    });
+    let want = vec![("deferred", 248), ("delivered", 2)];
+    assert_eq!((windows, settled), (vec![1, 100, 1], want));
+}
+
+#[test]
+fn a_refused_data_changes_nothing_where_every_recipient_was_refused() {
+    let (windows, settled) = play_many(|line| match line {
+        "RSET" => "250 ok",
+        "DATA" => "503 no valid recipients",
+        line if line.starts_with("RCPT") => "550 no",
+        _ => "250 ok",
+    });
+    // DATA went with the last recipients, before their replies came.
+    assert_eq!((windows, settled), (vec![1, 100, 100, 52, 1], vec![("failed", 250)]));
 }
 
 #[test]
@@ -1074,7 +1126,7 @@ fn any_bytes_end_with_one_outcome_for_each_recipient() {
                             dialog.receive(&bytes);
                         }
                     }
-                    assert!(matches!(wait, Wait::Command | Wait::Data | Wait::Final));
+                    assert_eq!(Some(wait), awaited.map(Command::wait));
                 }
                 Step::Content => match random(&mut seed) % 4 {
                     0 => dialog.fail(&Fault::Closed),
