@@ -27,6 +27,9 @@ const OUTPUT: usize = 64 * 1024;
 /// How long a server that closed its side may take to say why, and to say goodbye after QUIT.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// How long a server may take to answer RSET; the attempt ends only then.
+const RESET: Duration = Duration::from_secs(10);
+
 pub(super) struct Connection {
     stream: TcpStream,
     dialog: Dialog,
@@ -49,6 +52,7 @@ impl Timeouts {
             Wait::Command => self.command,
             Wait::Data => self.command.min(self.data),
             Wait::Final => self.end,
+            Wait::Reset => self.command.min(RESET),
         }
     }
 }

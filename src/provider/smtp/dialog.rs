@@ -49,6 +49,8 @@ pub(super) enum Wait {
     Data,
     /// For the reply to the final dot.
     Final,
+    /// For what only makes the connection fit for the next message: a short one, no recipient hangs on it.
+    Reset,
 }
 
 /// What the server says it can (RFC 5321 4.1.1.1).
@@ -110,11 +112,10 @@ enum Command {
 impl Command {
     fn wait(self) -> Wait {
         match self {
-            Self::Greeting | Self::Ehlo | Self::Helo | Self::Mail | Self::Rcpt(_) | Self::Rset => {
-                Wait::Command
-            }
+            Self::Greeting | Self::Ehlo | Self::Helo | Self::Mail | Self::Rcpt(_) => Wait::Command,
             Self::Data => Wait::Data,
-            Self::Dot | Self::EmptyDot => Wait::Final,
+            Self::Dot => Wait::Final,
+            Self::EmptyDot | Self::Rset => Wait::Reset,
         }
     }
 
@@ -294,8 +295,11 @@ impl Dialog {
             if let Some(step) = self.steps.pop_front() {
                 return step;
             }
-            if matches!(self.state, State::Closed) {
-                return Step::Close;
+            match &self.state {
+                State::Closed => return Step::Close,
+                // What has come unasked is judged where it does harm, in `begin`.
+                State::Ready => return Step::Ready,
+                State::Opening | State::Busy(_) => {}
             }
             if let Some(arrived) = self.arrived.take().or_else(|| self.reader.next()) {
                 match arrived {
@@ -308,10 +312,10 @@ impl Dialog {
                 return Step::Read(command.wait());
             }
             match &self.state {
-                State::Opening | State::Ready => return Step::Ready,
                 State::Busy(transaction) if transaction.content => return Step::Content,
                 State::Busy(_) => self.write_window(),
-                State::Closed => {}
+                // While it opens, a reply is always awaited.
+                State::Opening | State::Ready | State::Closed => return Step::Close,
             }
         }
     }
