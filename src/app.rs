@@ -39,6 +39,7 @@ pub struct App {
     abort: CancellationToken,
     /// Of the dispatcher.
     delivery: Shutdown,
+    provider: Option<Arc<dyn Provider>>,
     /// Of the admin listener, which ends last.
     admin_shutdown: Shutdown,
 }
@@ -145,6 +146,7 @@ impl App {
             acceptance,
             abort,
             delivery,
+            provider,
             admin_shutdown,
         })
     }
@@ -163,6 +165,9 @@ impl App {
             }
         };
         tokio::join!(sessions, self.delivery.stop());
+        if let Some(provider) = &self.provider {
+            provider.close().await;
+        }
         self.spool.close().await;
         self.admin_shutdown.stop().await;
         info!(event = "stopped", "stopped");

@@ -119,7 +119,7 @@ pub fn verdict(stage: Stage, reply: &Reply, case: Case) -> Outcome {
                 false => {
                     let scope = if before_mail { Scope::Provider } else { Scope::Message };
                     let maybe_sent = stage == Stage::EndOfData;
-                    Outcome::Deferred(Cause { maybe_sent, ..cause(scope) })
+                    Outcome::Deferred(Cause { lost: !before_mail, maybe_sent, ..cause(scope) })
                 }
             };
         }
@@ -150,7 +150,7 @@ pub fn verdict(stage: Stage, reply: &Reply, case: Case) -> Outcome {
         true => Outcome::Failed(cause(narrow)),
         // 421 is about the connection, whichever recipient it met.
         false if reply.code.get() == 421 && !before_mail => {
-            Outcome::Deferred(cause(Scope::Message))
+            Outcome::Deferred(Cause { lost: true, ..cause(Scope::Message) })
         }
         false => Outcome::Deferred(cause(narrow)),
     }

@@ -292,7 +292,7 @@ struct Round<'a, S> {
     deferred: bool,
     /// The message is to wait for an operator.
     held: bool,
-    /// The provider or the account is in trouble: the rest of the message waits with everyone.
+    /// The provider or the account is in trouble: the rest of the message waits, and nothing counts against it.
     stopped: bool,
 }
 
@@ -336,14 +336,16 @@ impl<'a, S: Spool> Round<'a, S> {
         let (now, random) = (clock::now(), fastrand::f64());
         let causes = || outcomes.iter().filter_map(|(_, outcome)| outcome.cause());
         let wide = causes().find(|cause| cause.scope >= Scope::Sender);
-        let lost = causes().find(|cause| cause.lost);
+        // What came before any message was named, or names a time, is no message's doing.
+        let certain = wide.filter(|cause| cause.stage < Stage::Mail || cause.retry_after.is_some());
+        let suspect = wide.or_else(|| causes().find(|cause| cause.lost));
         let local =
             causes().count() == outcomes.len() && causes().all(|cause| cause.stage == Stage::Local);
         let mut gate = self.shared.gate();
-        let (change, cause) = match (wide, lost) {
+        let (change, cause) = match (certain, suspect) {
             (Some(cause), _) => (gate.trouble(self.pass, cause, now, random), Some(cause)),
             (None, Some(cause)) => {
-                (gate.lost(self.pass, self.id(), cause, now, random), Some(cause))
+                (gate.suspect(self.pass, self.id(), cause, now, random), Some(cause))
             }
             (None, None) if local => {
                 gate.unclear(self.pass, now);
@@ -351,8 +353,8 @@ impl<'a, S: Spool> Round<'a, S> {
             }
             (None, None) => (gate.answered(self.pass, now), None),
         };
-        // While the gate is closed nothing is counted against a message (DESIGN: whose fault).
-        self.stopped |= wide.is_some() || (lost.is_some() && gate.closed().is_some());
+        // A fault of the provider is never the message's fault.
+        self.stopped |= wide.is_some() || (suspect.is_some() && gate.closed().is_some());
         drop(gate);
         self.shared.tell(change, cause);
         // Only the first part of an attempt is the probe.
@@ -467,6 +469,16 @@ impl<'a, S: Spool> Round<'a, S> {
             let delay =
                 retry::delay(&self.shared.settings.retry, progress.attempts, fastrand::f64());
             let progress = Progress { due: wall.plus(delay), ..progress };
+            let head = head(&progress);
+            self.write(Op::Update { id, progress }, Durability::Lazy).await;
+            return Ended::Again(head, now + delay);
+        }
+        if self.shared.gate().closed().is_none() {
+            // The account was refused over this message alone, while others pass: it comes back ever more rarely, and is
+            // never given up for it.
+            let attempts = progress.attempts.saturating_add(1);
+            let delay = retry::delay(&self.shared.settings.retry, attempts, fastrand::f64());
+            let progress = Progress { attempts, due: wall.plus(delay), ..progress };
             let head = head(&progress);
             self.write(Op::Update { id, progress }, Durability::Lazy).await;
             return Ended::Again(head, now + delay);

@@ -23,8 +23,8 @@ const PROBES_TO_OPEN: u8 = 2;
 #[derive(Debug, Default)]
 pub struct Gate {
     closed: Option<Closed>,
-    /// The message whose attempt last ended with a lost connection, while nothing has passed since.
-    last_lost: Option<SpoolId>,
+    /// The message whose attempt last threw suspicion on the provider, while nothing has passed since.
+    suspect: Option<SpoolId>,
 }
 
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Gate {
         self.closed.as_ref().map(|closed| (&closed.why, closed.until))
     }
 
-    /// Asks for one attempt. After `Probe`, one of [`Gate::answered`], [`Gate::trouble`], [`Gate::lost`] or
+    /// Asks for one attempt. After `Probe`, one of [`Gate::answered`], [`Gate::trouble`], [`Gate::suspect`] or
     /// [`Gate::unclear`] must follow.
     pub fn admit(&mut self, now: Instant) -> Admit {
         match &mut self.closed {
@@ -91,7 +91,7 @@ impl Gate {
 
     /// The provider spoke about the message: it works.
     pub fn answered(&mut self, pass: Pass, now: Instant) -> Change {
-        self.last_lost = None;
+        self.suspect = None;
         let Some(closed) = &mut self.closed else { return Change::Unchanged };
         if pass == Pass::Free {
             // It began before the trouble; it proves nothing about now.
@@ -108,7 +108,7 @@ impl Gate {
         Change::Opened(now.saturating_duration_since(since))
     }
 
-    /// The trouble is the provider's or the account's: it closes at once.
+    /// The trouble is the provider's or the account's, and no message's: it closes at once.
     pub fn trouble(&mut self, pass: Pass, cause: &Cause, now: Instant, random: f64) -> Change {
         let asked = cause.retry_after.map(|wish| wish.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX));
         let Some(closed) = &mut self.closed else {
@@ -140,9 +140,10 @@ impl Gate {
         Change::Unchanged
     }
 
-    /// The connection was lost in the middle of a message. One message may be the reason itself, and does not close the
-    /// gate; two different ones in a row, with nothing that passed between, are the provider's trouble.
-    pub fn lost(
+    /// The connection was lost in the middle of a message, or the account was refused over one. That message may be the
+    /// reason itself, and does not close the gate; two different ones in a row, with nothing that passed between, are the
+    /// provider's trouble.
+    pub fn suspect(
         &mut self,
         pass: Pass,
         id: SpoolId,
@@ -150,8 +151,8 @@ impl Gate {
         now: Instant,
         random: f64,
     ) -> Change {
-        let others = self.last_lost.is_some_and(|last| last != id);
-        self.last_lost = Some(id);
+        let others = self.suspect.is_some_and(|last| last != id);
+        self.suspect = Some(id);
         match self.closed.is_some() || others {
             true => self.trouble(pass, cause, now, random),
             false => Change::Unchanged,
@@ -247,15 +248,15 @@ mod tests {
         let now = crate::clock::now();
         let mut gate = Gate::new();
         for _ in 0..5 {
-            assert_eq!(gate.lost(Pass::Free, A, &refused(), now, 0.5), Change::Unchanged);
+            assert_eq!(gate.suspect(Pass::Free, A, &refused(), now, 0.5), Change::Unchanged);
         }
         gate.answered(Pass::Free, now);
         assert_eq!(
-            gate.lost(Pass::Free, B, &refused(), now, 0.5),
+            gate.suspect(Pass::Free, B, &refused(), now, 0.5),
             Change::Unchanged,
             "something passed between"
         );
-        assert_eq!(gate.lost(Pass::Free, A, &refused(), now, 0.5), Change::Closed);
+        assert_eq!(gate.suspect(Pass::Free, A, &refused(), now, 0.5), Change::Closed);
     }
 
     #[test]

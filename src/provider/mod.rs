@@ -27,6 +27,9 @@ pub trait Provider: Send + Sync {
         submission: &'a Submission,
         outcomes: &'a Outcomes,
     ) -> BoxFuture<'a, ()>;
+
+    /// Takes leave of the remote, in bounded time. Deliveries may still run.
+    fn close(&self) -> BoxFuture<'_, ()>;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -35,11 +35,6 @@ impl SmtpProvider {
         Self { config: config.clone(), hostname, pool: Arc::new(Pool::new(pool::Limits::DEFAULT)) }
     }
 
-    /// Says goodbye on every idle connection. Deliveries may still run; their connections end with them.
-    pub async fn close(&self) {
-        self.pool.close().await;
-    }
-
     async fn send(&self, submission: &Submission, outcomes: &Outcomes) {
         let envelope = &submission.envelope;
         let sender = self.config.sender.as_ref();
@@ -83,6 +78,11 @@ impl Provider for SmtpProvider {
         outcomes: &'a Outcomes,
     ) -> BoxFuture<'a, ()> {
         Box::pin(self.send(submission, outcomes))
+    }
+
+    /// Says QUIT on every idle connection.
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.pool.close())
     }
 }
 
