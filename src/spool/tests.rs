@@ -625,6 +625,20 @@ async fn damage_in_the_middle_costs_only_its_batch_and_is_reported() {
 }
 
 #[tokio::test]
+async fn a_torn_batch_still_proves_that_the_one_before_was_synced() {
+    let dir = TempDir::new().unwrap();
+    let (segment, start) = four_batches(&dir).await;
+    let mut bytes = fs::read(&segment).unwrap();
+    let first = record::decode(&bytes[start..], start as u64, 1, None).unwrap();
+    let cut = start + first.len_on_disk() + 20;
+    bytes.truncate(cut);
+    bytes[start - 40] ^= 1;
+    fs::write(&segment, &bytes).unwrap();
+    let (log, report) = open(&dir).await;
+    assert_eq!((ids(&log), report.damaged.len(), report.torn), (vec![1, 2, 3], 1, true));
+}
+
+#[tokio::test]
 async fn the_lost_end_of_a_segment_that_was_followed_is_damage() {
     let dir = TempDir::new().unwrap();
     let (segment, start) = four_batches(&dir).await;
@@ -799,45 +813,40 @@ async fn script(log: &Log) -> Vec<(u128, bool)> {
 
 #[tokio::test]
 async fn whatever_operation_fails_an_ok_is_kept_and_an_error_leaves_nothing() {
-    for errno in [ENOSPC, EIO] {
-        let mut from = 0;
-        loop {
-            let dir = TempDir::new().unwrap();
-            let disk = TestDisk::new();
-            disk.fail(from, 1, errno);
-            let opened = Log::open_on(Arc::clone(&disk) as Arc<dyn Disk>, &at(dir.path())).await;
-            let Ok((log, _)) = opened else {
-                from += 1;
-                continue;
-            };
-            let answers = script(&log).await;
-            let killed = snapshot(&dir);
-            let used = disk.count.load(Ordering::SeqCst);
-            log.close().await;
-            drop(log);
-            for dir in [&killed, &dir] {
-                let (log, report) = open(dir).await;
-                let now = ids(&log);
-                for (n, is_ok) in &answers {
-                    assert_eq!(
-                        now.contains(n),
-                        *is_ok && (*n != 1 || !answers[5].1),
-                        "{n}, {from}"
-                    );
-                }
-                assert_eq!(report.damaged, Vec::<String>::new(), "{from}");
-                for n in now {
-                    let content = body(&log, n).await;
-                    assert!(content.len() == 1_100_000 || content.len() < 20);
-                }
-            }
+    let mut from = 0;
+    loop {
+        let errno = if from % 2 == 0 { ENOSPC } else { EIO };
+        let dir = TempDir::new().unwrap();
+        let disk = TestDisk::new();
+        disk.fail(from, 1, errno);
+        let opened = Log::open_on(Arc::clone(&disk) as Arc<dyn Disk>, &at(dir.path())).await;
+        let Ok((log, _)) = opened else {
             from += 1;
-            if from > used {
-                break;
+            continue;
+        };
+        let answers = script(&log).await;
+        let killed = snapshot(&dir);
+        let used = disk.count.load(Ordering::SeqCst);
+        log.close().await;
+        drop(log);
+        for dir in [&killed, &dir] {
+            let (log, report) = open(dir).await;
+            let now = ids(&log);
+            for (n, is_ok) in &answers {
+                assert_eq!(now.contains(n), *is_ok && (*n != 1 || !answers[5].1), "{n}, {from}");
+            }
+            assert_eq!(report.damaged, Vec::<String>::new(), "{from}");
+            for n in now {
+                let content = body(&log, n).await;
+                assert!(content.len() == 1_100_000 || content.len() < 20);
             }
         }
-        assert!(from > 20, "{from}");
+        from += 1;
+        if from > used {
+            break;
+        }
     }
+    assert!(from > 20, "{from}");
 }
 
 #[tokio::test]
