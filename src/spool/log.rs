@@ -1,9 +1,9 @@
 //! The engine: a segmented log behind the trait.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -111,12 +111,15 @@ impl Log {
         config: &config::Spool,
     ) -> Result<(Self, Report), OpenError> {
         let paths = Paths::new(&config.path);
+        let is_new = !paths.root.exists();
         for path in [&paths.root, &paths.log, &paths.bodies, &paths.tmp] {
             let create = disk.create_dir(path);
             create.map_err(Failure::at(format!("making the folder {}", path.display())))?;
         }
         let lock = hold(&paths.root)?;
-        for path in paths.root.parent().into_iter().chain([&*paths.root]) {
+        // The folder above may be one that we may not read: it is asked only when it has a new name in it.
+        let above = paths.root.parent().filter(|_| is_new);
+        for path in above.into_iter().chain([&*paths.root]) {
             // A relative path of one word has the empty path as its parent.
             let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
             let sync = disk.sync_dir(path);
@@ -408,6 +411,7 @@ fn hold(root: &Path) -> Result<File, OpenError> {
         Err(error) => return Err(at("locking")(error.into()).into()),
     }
     let mut write = || {
+        file.set_permissions(Permissions::from_mode(0o600))?;
         file.set_len(0)?;
         file.rewind()?;
         file.write_all(format!("{}\n", std::process::id()).as_bytes())

@@ -209,7 +209,8 @@ pub struct Place {
     pub len: u32,
 }
 
-/// Appends `records` as one batch to `out`, whose first octet lies at `base` in the segment.
+/// Appends `records` as one batch to `out`, whose first octet (that of what is in it already) lies at `base` in the
+/// segment.
 pub fn encode_batch(
     out: &mut Vec<u8>,
     base: u64,

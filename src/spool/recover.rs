@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::Path;
 
+use tracing::warn;
+
 use super::Failure;
 use super::disk::Disk;
 use super::index::Index;
@@ -252,11 +254,7 @@ impl Replay<'_> {
         for name in &stray {
             let path = self.paths.bodies.join(name);
             match self.damaged.is_empty() {
-                true => {
-                    let remove = disk.remove(&path);
-                    remove.map_err(Failure::at(format!("removing {}", path.display())))?;
-                    self.report.strays += 1;
-                }
+                true => self.remove_stray(disk, &path),
                 false => {
                     let moved = disk.rename(&path, &self.paths.damaged.join(name));
                     moved.map_err(Failure::at(format!("putting aside {}", path.display())))?;
@@ -264,12 +262,17 @@ impl Replay<'_> {
             }
         }
         for name in names(&self.paths.tmp)? {
-            let path = self.paths.tmp.join(name);
-            let remove = disk.remove(&path);
-            remove.map_err(Failure::at(format!("removing {}", path.display())))?;
-            self.report.strays += 1;
+            self.remove_stray(disk, &self.paths.tmp.join(name));
         }
         Ok(())
+    }
+
+    /// It only takes space: no reason not to start.
+    fn remove_stray(&mut self, disk: &dyn Disk, path: &Path) {
+        match disk.remove(path) {
+            Ok(()) => self.report.strays += 1,
+            Err(error) => warn!("{} stays until the next start: {error}", path.display()),
+        }
     }
 }
 

@@ -328,3 +328,37 @@ fn is_false(value: &bool) -> bool {
 fn said(error: AddressError) -> String {
     error.to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_a_later_version_are_passed_over_and_optional_ones_may_be_missing() {
+        let json = br#"{"at":7,"from":"","to":[{"p":"a@b","zz":[1]}],"size":3,"peer":"unix",
+            "helo":"h","later":{"x":null}}"#;
+        let (envelope, file) = read_envelope(SpoolId::from_u128(1), json).unwrap();
+        assert_eq!(envelope.rcpts.len(), 1);
+        assert!(file.is_none() && envelope.prepend.is_empty());
+        let json = br#"{"n":1,"due":9,"to":[{"f":{"scope":"galaxy","stage":"later","words":"no",
+            "more":1}},{"p":{}}],"zz":0}"#;
+        let progress = read_progress(json).unwrap();
+        let cause = Cause::new(Scope::Message, Stage::Local, "no");
+        let should = vec![RcptStatus::Failed(cause), RcptStatus::Pending { last: None }];
+        assert_eq!(progress.rcpts, should);
+    }
+
+    #[test]
+    fn what_is_not_an_envelope_is_refused() {
+        for json in [
+            &b""[..],
+            b"{}",
+            br#"{"at":7,"from":"x","to":[],"size":3,"peer":"u","helo":"h"}"#,
+            br#"{"at":7,"from":"","to":[],"size":3,"peer":"u","helo":"h","add":{"hex":"0"}}"#,
+            br#"{"at":7,"from":"","to":[],"size":3,"peer":"u","helo":"h","file":{"name":"../x",
+                "len":1,"crc":1}}"#,
+        ] {
+            assert!(read_envelope(SpoolId::from_u128(1), json).is_err());
+        }
+    }
+}

@@ -264,7 +264,9 @@ impl Writer {
     /// The batch is on disk, and synced if one of the requests asks for it, when this returns `Ok`.
     fn write(&mut self, batch: &[Request]) -> Result<Vec<Place>, Failure> {
         let len: usize = batch.iter().map(Request::len_on_disk).sum();
-        let is_full = |current: &Current| current.len + len as u64 > segment::SIZE;
+        let is_full = |current: &Current| {
+            current.len > segment::HEADER as u64 && current.len + len as u64 > segment::SIZE
+        };
         if self.current.as_ref().is_some_and(is_full) {
             // The next segment's header says that all before it is synced.
             self.sync()?;
@@ -383,7 +385,7 @@ impl Writer {
         let stamp =
             Stamp { key: self.next.key, segment: number, batch: self.next.batch, unsynced: 0 };
         let records: Vec<&Record> = self.unsynced.iter().map(|(record, _)| record).collect();
-        let places = record::encode_batch(&mut bytes, segment::HEADER as u64, &stamp, &records);
+        let places = record::encode_batch(&mut bytes, 0, &stamp, &records);
         if !records.is_empty() {
             self.next.batch += 1;
         }
