@@ -12,3 +12,5 @@ pub mod provider;
 pub mod config;
 
 pub mod clock;
+
+pub mod bench;

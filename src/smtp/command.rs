@@ -289,8 +289,7 @@ impl<'a> Params<'a> {
             };
             let named = key.first().is_some_and(u8::is_ascii_alphanumeric)
                 && key.iter().all(|octet| octet.is_ascii_alphanumeric() || *octet == b'-');
-            let valued =
-                value.is_none_or(|value| !value.is_empty() && !value.contains(&b'='));
+            let valued = value.is_none_or(|value| !value.is_empty() && !value.contains(&b'='));
             if !named || !valued {
                 return Err(reply::bad_parameter());
             }

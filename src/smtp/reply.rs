@@ -229,11 +229,7 @@ pub fn ok() -> Reply {
 }
 
 pub fn help() -> Reply {
-    Reply::new(
-        214,
-        (2, 0, 0),
-        "Commands: EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT",
-    )
+    Reply::new(214, (2, 0, 0), "Commands: EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT")
 }
 
 pub fn cannot_verify() -> Reply {

@@ -1007,6 +1007,7 @@ fn hash(path: &ForwardPath) -> u64 {
 
 #[cfg(test)]
 #[path = "../../tests/it/support/dialog.rs"]
+#[allow(unreachable_pub, dead_code, reason = "shared with the integration tests")]
 mod dialog;
 #[cfg(test)]
 mod tests;

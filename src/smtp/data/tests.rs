@@ -76,10 +76,10 @@ fn check(raw: &[u8]) {
 fn content(raw: &str, expected: &str) {
     check(raw.as_bytes());
     let (content, _, used) = model(raw.as_bytes()).unwrap();
-    assert_eq!((content.escape_ascii().to_string(), used), (
-        expected.as_bytes().escape_ascii().to_string(),
-        raw.len()
-    ));
+    assert_eq!(
+        (content.escape_ascii().to_string(), used),
+        (expected.as_bytes().escape_ascii().to_string(), raw.len())
+    );
 }
 
 #[test]
@@ -132,8 +132,25 @@ fn only_crlf_dot_crlf_ends_data() {
 #[test]
 fn what_looks_like_an_end_is_none() {
     for raw in [
-        "", ".", ".\r", ".\n", ".\r\r\n", "a.\r\n", "a\r\n.", "a\r\n.\r", "a\n.\n", "a\r.\r", "a\n.\r\n", "a\r\n.\n",
-        "a\r.\r\n", "a\r\n.\r\r\n", "a\r\n..\r\n", "a\r\n.\0\r\n", "a\r\n. \r\n", "a\n.\r\r\n", "a\r\n\n.\r\n",
+        "",
+        ".",
+        ".\r",
+        ".\n",
+        ".\r\r\n",
+        "a.\r\n",
+        "a\r\n.",
+        "a\r\n.\r",
+        "a\n.\n",
+        "a\r.\r",
+        "a\n.\r\n",
+        "a\r\n.\n",
+        "a\r.\r\n",
+        "a\r\n.\r\r\n",
+        "a\r\n..\r\n",
+        "a\r\n.\0\r\n",
+        "a\r\n. \r\n",
+        "a\n.\r\r\n",
+        "a\r\n\n.\r\n",
     ] {
         check(raw.as_bytes());
         assert_eq!(model(raw.as_bytes()), None, "{raw:?}");
@@ -192,7 +209,9 @@ fn a_dot_line_with_other_line_ends_is_noticed() {
         }
         decoder.bare_end_of_data()
     };
-    for raw in [&b"a\n.\n"[..], b"a\r.\r", b".\n", b"a\r\n.\n", b"a\n.\r\n", b"hello\n.\n\n", b".\r"] {
+    for raw in
+        [&b"a\n.\n"[..], b"a\r.\r", b".\n", b"a\r\n.\n", b"a\n.\r\n", b"hello\n.\n\n", b".\r"]
+    {
         assert!(ends(raw, Framing::Dots), "{}", raw.escape_ascii());
         assert!(!ends(raw, Framing::Counted), "{}", raw.escape_ascii());
     }
@@ -205,7 +224,18 @@ fn a_dot_line_with_other_line_ends_is_noticed() {
 #[test]
 fn decoder_agrees_with_the_model() {
     let pieces: [&[u8]; 12] = [
-        b"\r\n", b"\r", b"\n", b".", b"\r\n.", b"\r\n.\r\n", b"\0", b"a", b"\n.\n", b"\r.\r", b"\xff", &[b'x'; 300],
+        b"\r\n",
+        b"\r",
+        b"\n",
+        b".",
+        b"\r\n.",
+        b"\r\n.\r\n",
+        b"\0",
+        b"a",
+        b"\n.\n",
+        b"\r.\r",
+        b"\xff",
+        &[b'x'; 300],
     ];
     for seed in 0..rounds(4000) {
         let mut rng = Rng::new(seed);

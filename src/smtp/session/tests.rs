@@ -55,7 +55,10 @@ impl Host {
         };
         loop {
             let first_rcpt = |transaction: &Transaction| {
-                transaction.rcpts.first().map_or(String::new(), |rcpt| rcpt.path.as_str().to_owned())
+                transaction
+                    .rcpts
+                    .first()
+                    .map_or(String::new(), |rcpt| rcpt.path.as_str().to_owned())
             };
             let seen = match self.session.next(self.now) {
                 Step::Write(bytes) => {
@@ -174,7 +177,9 @@ fn settings_of(dialog: &Dialog) -> Settings {
             "max_size" => settings.max_size = value.parse().unwrap(),
             "max_recipients" => settings.max_recipients = value.parse().unwrap(),
             "errors" => settings.errors = value.parse().unwrap(),
-            "bare_newline" if value == "normalize" => settings.bare_newline = BareNewline::Normalize,
+            "bare_newline" if value == "normalize" => {
+                settings.bare_newline = BareNewline::Normalize;
+            }
             "bare_newline" if value == "reject" => settings.bare_newline = BareNewline::Reject,
             _ => panic!("{}: no such setting: {key} {value}", dialog.name),
         }
@@ -314,6 +319,7 @@ fn a_client_that_never_reads_is_answered_in_portions() {
 #[test]
 fn refusals_of_the_driver_are_passed_on() {
     let mut host = Host::new(settings());
+    host.take();
     assert_eq!(host.say("MAIL FROM:<no-mail@b>"), "451 4.3.0 no-mail today\r\n");
     assert!(host.session.before_mail());
     assert_eq!(host.say("RCPT TO:<c@d>"), "503 5.5.1 Needs MAIL first\r\n");
@@ -427,7 +433,8 @@ fn a_slow_command_ends_in_time_however_its_octets_drip() {
 fn silence_in_content_ends_it() {
     let mut quiet = settings();
     quiet.min_data_rate = None;
-    for (content, bare) in [("Subject: x\r\n", false), ("hello\n.\n", true), ("hello\r\n.\r", true)] {
+    for (content, bare) in [("Subject: x\r\n", false), ("hello\n.\n", true), ("hello\r\n.\r", true)]
+    {
         let mut host = Host::new(quiet.clone());
         host.say("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA");
         for octet in content.as_bytes() {
@@ -610,15 +617,64 @@ fn transcript(settings: &Settings, pieces: &[&[u8]]) -> (String, Vec<Stored>, bo
 #[test]
 fn any_session_goes_the_same_wherever_it_is_cut() {
     let words: [&str; 58] = [
-        "EHLO c\r\n", "HELO c\r\n", "EHLO\r\n", "MAIL FROM:<a@b>\r\n", "MAIL FROM:<>\r\n", "MAIL FROM:<a@b> SIZE=99999\r\n",
-        "MAIL FROM:<no-mail@b>\r\n", "MAIL FROM:<bad>\r\n", "MAIL FROM:a@b SMTPUTF8 BODY=8BITMIME\n", "RCPT TO:<c@d>\r\n",
-        "RCPT TO:<e@f>\r\n", "RCPT TO:<g@h> NOTIFY=NEVER\r\n", "RCPT TO:<no-rcpt@d>\r\n", "RCPT TO:<no-begin@d>\r\n",
-        "RCPT TO:<no-commit@d>\r\n", "RCPT TO:<no-disk@d>\r\n", "RCPT TO:<\u{fc}@d>\r\n", "DATA\r\n", "DATA\r\n", "DATA\r\n",
-        "DATA x\r\n", "BDAT 0\r\n", "BDAT 5\r\n", "BDAT 5 LAST\r\n", "BDAT 0 LAST\r\n", "BDAT 700\r\n", "BDAT 5 LSAT\r\n",
-        "BDAT x\r\n", "BDAT 99999999999999999999\r\n", "RSET\r\n", "RSET\r\n", "NOOP\r\n", "QUIT\r\n", "HELP\r\n", "VRFY x\r\n",
-        "STARTTLS\r\n", "GET / HTTP/1.1\r\n", "\x16\x03\x01", "\r\n.\r\n", "\r\n.\r\n", "\r\n.\r\n", ".\r\n", "\n.\n", "\r.\r",
-        "\r\n", "\r", "\n", ".", "12345", "hello", "\0", "\u{e9}", " ", "\r\r\n", "..\r\n", "x\n",
-        "MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\nSubject: x\r\n\r\n.\r\n", "MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n",
+        "EHLO c\r\n",
+        "HELO c\r\n",
+        "EHLO\r\n",
+        "MAIL FROM:<a@b>\r\n",
+        "MAIL FROM:<>\r\n",
+        "MAIL FROM:<a@b> SIZE=99999\r\n",
+        "MAIL FROM:<no-mail@b>\r\n",
+        "MAIL FROM:<bad>\r\n",
+        "MAIL FROM:a@b SMTPUTF8 BODY=8BITMIME\n",
+        "RCPT TO:<c@d>\r\n",
+        "RCPT TO:<e@f>\r\n",
+        "RCPT TO:<g@h> NOTIFY=NEVER\r\n",
+        "RCPT TO:<no-rcpt@d>\r\n",
+        "RCPT TO:<no-begin@d>\r\n",
+        "RCPT TO:<no-commit@d>\r\n",
+        "RCPT TO:<no-disk@d>\r\n",
+        "RCPT TO:<\u{fc}@d>\r\n",
+        "DATA\r\n",
+        "DATA\r\n",
+        "DATA\r\n",
+        "DATA x\r\n",
+        "BDAT 0\r\n",
+        "BDAT 5\r\n",
+        "BDAT 5 LAST\r\n",
+        "BDAT 0 LAST\r\n",
+        "BDAT 700\r\n",
+        "BDAT 5 LSAT\r\n",
+        "BDAT x\r\n",
+        "BDAT 99999999999999999999\r\n",
+        "RSET\r\n",
+        "RSET\r\n",
+        "NOOP\r\n",
+        "QUIT\r\n",
+        "HELP\r\n",
+        "VRFY x\r\n",
+        "STARTTLS\r\n",
+        "GET / HTTP/1.1\r\n",
+        "\x16\x03\x01",
+        "\r\n.\r\n",
+        "\r\n.\r\n",
+        "\r\n.\r\n",
+        ".\r\n",
+        "\n.\n",
+        "\r.\r",
+        "\r\n",
+        "\r",
+        "\n",
+        ".",
+        "12345",
+        "hello",
+        "\0",
+        "\u{e9}",
+        " ",
+        "\r\r\n",
+        "..\r\n",
+        "x\n",
+        "MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\nSubject: x\r\n\r\n.\r\n",
+        "MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n",
     ];
     let long = "x".repeat(700);
     let mut reached = [0; 3];
@@ -675,7 +731,7 @@ fn noise_never_panics() {
     for seed in 0..rounds(2000) {
         let mut rng = Rng::new(seed);
         let noise: Vec<u8> = (0..rng.below(400))
-            .map(|_| b"\r\n\r\n .:<>@MAILFROMRCPTDATABDT0123456789=\0\x16\x03\xffx"[rng.below(49)])
+            .map(|_| b"\r\n\r\n .:<>@MAILFROMRCPTDATABDT0123456789=\0\x16\x03\xffx"[rng.below(45)])
             .collect();
         transcript(&settings(), &[b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nBDAT 3\r\nabc", &noise]);
         transcript(&settings(), &[&noise]);

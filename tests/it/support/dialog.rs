@@ -72,8 +72,7 @@ pub struct Stored {
 impl Dialog {
     /// Reads one dialog; an error names file and line.
     pub fn parse(name: &str, text: &str) -> Result<Self, String> {
-        let mut dialog =
-            Self { name: name.to_owned(), settings: Vec::new(), steps: Vec::new() };
+        let mut dialog = Self { name: name.to_owned(), settings: Vec::new(), steps: Vec::new() };
         for (at, line) in text.lines().enumerate() {
             let line = line.trim_end_matches('\r');
             let wrong = |why: &str| format!("{name}:{}: {why}: {line}", at + 1);
