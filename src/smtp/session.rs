@@ -505,7 +505,7 @@ impl Session {
             self.hang_up(&reply::shutting_down());
             return None;
         }
-        if self.fresh && is_foreign(self.input.unread()) {
+        if self.fresh && !self.input.is_skipping() && is_foreign(self.input.unread()) {
             self.hang_up(&reply::not_smtp());
             return None;
         }
