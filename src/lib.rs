@@ -29,3 +29,5 @@ pub mod telemetry;
 
 pub mod clock;
 pub mod shutdown;
+
+pub mod bench;

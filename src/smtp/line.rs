@@ -82,6 +82,11 @@ impl LineBuffer {
         self.unread().is_empty()
     }
 
+    /// Whether the input is inside a line that was too long.
+    pub fn is_skipping(&self) -> bool {
+        self.skipping
+    }
+
     /// Uses `n` octets of [`LineBuffer::unread`] and says where they lie for [`LineBuffer::slice`].
     pub fn consume(&mut self, n: usize) -> Range<usize> {
         let end = self.start.saturating_add(n).min(self.bytes.len());

@@ -47,14 +47,12 @@ const CHUNK_SLACK: u64 = 1024 * 1024;
 const RATE_AFTER: Duration = Duration::from_secs(30);
 /// Stands for a deadline that lies beyond what `Instant` can say.
 const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
-/// A scratch buffer above this is not kept between chunks.
-const SCRATCH: usize = 8 * 1024;
 
 /// What the driver sets. Taken over at HELO, EHLO and MAIL, so a reload reaches connections that live for days.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     pub hostname: String,
-    /// The largest message, in octets.
+    /// The largest message, in octets as it would be stored: without stuffed dots, with its line ends made whole.
     pub max_size: u64,
     pub max_recipients: usize,
     pub bare_newline: BareNewline,
@@ -505,7 +503,7 @@ impl Session {
             self.hang_up(&reply::shutting_down());
             return None;
         }
-        if self.fresh && is_foreign(self.input.unread()) {
+        if self.fresh && !self.input.is_skipping() && is_foreign(self.input.unread()) {
             self.hang_up(&reply::not_smtp());
             return None;
         }
@@ -835,9 +833,6 @@ impl Session {
                 self.hang_up(&reply);
                 return None;
             }
-            if content.scratch.capacity() > SCRATCH {
-                content.scratch = Vec::new();
-            }
         }
         self.input.rest_a_while(true);
         Some(Move::NeedInput { until })
@@ -1007,6 +1002,7 @@ fn hash(path: &ForwardPath) -> u64 {
 
 #[cfg(test)]
 #[path = "../../tests/it/support/dialog.rs"]
+#[allow(unreachable_pub, dead_code, reason = "shared with the integration tests")]
 mod dialog;
 #[cfg(test)]
 mod tests;

@@ -18,5 +18,21 @@
 
 mod support;
 
+/// The commands, their output and their exit codes.
+mod cli;
+/// `kill -9`, full disks, and what the kernel saw.
+mod crash;
 /// Mail goes from a client to an upstream, byte for byte.
 mod deliver;
+/// The dialog files, against the binary.
+mod dialogs;
+/// What limits, time-outs and hostile clients do to the front door.
+mod front_door;
+/// SIGTERM, and starting when something is in the way.
+mod lifecycle;
+/// Postfix, swaks, smtplib and curl.
+mod peers;
+/// README, sample, metrics, import table: they say what is true.
+mod tidy;
+/// Upstreams that refuse, hang, lie and drop, at every stage.
+mod upstream;

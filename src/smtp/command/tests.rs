@@ -7,10 +7,9 @@ fn parsed(line: &str) -> Command {
 
 #[track_caller]
 fn mail_of(line: &str) -> MailParams {
-    match parsed(line) {
-        Command::Mail(mail) => mail,
-        other => panic!("{line:?} is {other:?}"),
-    }
+    let command = parsed(line);
+    let Command::Mail(mail) = command else { panic!("{line:?} is {command:?}") };
+    mail
 }
 
 #[track_caller]
