@@ -165,10 +165,15 @@ fn check_readme_part(name: &str, expected: &str) {
     let _one = ONE_WRITER.lock().unwrap();
     let readme = read("README.md");
     let (start, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->"));
-    let (before, rest) = readme.split_once(&start).unwrap_or_else(|| panic!("README.md has no {start}"));
+    let (before, rest) =
+        readme.split_once(&start).unwrap_or_else(|| panic!("README.md has no {start}"));
     let (found, after) = rest.split_once(&end).unwrap_or_else(|| panic!("README.md has no {end}"));
     if std::env::var_os("UPDATE_EXPECT").is_some() {
-        fs::write(Path::new(ROOT).join("README.md"), format!("{before}{start}{expected}{end}{after}")).unwrap();
+        fs::write(
+            Path::new(ROOT).join("README.md"),
+            format!("{before}{start}{expected}{end}{after}"),
+        )
+        .unwrap();
         return;
     }
     assert_eq!(found, expected, "README.md is old: UPDATE_EXPECT=1 cargo test --test it tidy");
