@@ -69,7 +69,10 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        drop(Command::new("kill").arg(self.child.id().to_string()).status());
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let kill = format!("kill {}", self.child.id());
+            drop(Command::new("sh").args(["-c", &kill]).status());
+        }
         for _ in 0..1_000 {
             if !matches!(self.child.try_wait(), Ok(None)) {
                 return;
