@@ -189,7 +189,11 @@ impl<S: Spool> Connection<'_, S> {
             Step::NeedInput { until } => Todo::Read(until),
             Step::Mail(params) => match refuse_mail(self.shared, &self.intake, params) {
                 Some(reply) => Todo::Refuse(reply),
-                None => Todo::Accept,
+                None => {
+                    // Before the client is told, so that it is not asked to make room from here on.
+                    self.slot.busy();
+                    Todo::Accept
+                }
             },
             Step::Rcpt(_) => Todo::Accept,
             Step::Begin(_) => Todo::Begin,
