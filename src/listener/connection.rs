@@ -221,6 +221,11 @@ impl<S: Spool> Connection<'_, S> {
             written = tokio::time::timeout(timeout, self.stream.write_all(bytes)) => {
                 written.map_err(|_late| io::Error::new(io::ErrorKind::TimedOut, "the client does not read"))?
             }
+            // Asked last: only who does not read is cut off here, all others read why.
+            () = self.slot.evicted() => {
+                self.shared.metrics.refuse_connection(Refusal::Evicted);
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, "it made room and does not read"))
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! What limits, time-outs and hostile clients do to the front door.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
@@ -388,6 +388,7 @@ fn a_hundred_bad_commands_are_too_many() {
     }
     assert!(client.expect(421).starts_with("421 4.7.0 "));
     assert_eq!(client.expect_end(), "");
+    drop(client);
     wait_closed(&gateway);
 }
 
@@ -407,6 +408,7 @@ fn http_and_tls_are_sent_away_and_nothing_of_them_runs() {
     client.expect(220);
     client.expect(421);
     assert_eq!(client.expect_end(), "");
+    drop(client);
     wait_closed(&gateway);
     assert_eq!(gateway.metric(ACCEPTED), 0.0);
 }
@@ -452,6 +454,7 @@ fn the_connection_idle_longest_makes_room_and_a_busy_one_does_not() {
         client.expect(250);
         client.command("QUIT", 221);
     }
+    drop(clients);
     wait_closed(&gateway);
     serves(&gateway);
     assert_eq!(gateway.metric(ACCEPTED), 4.0);
@@ -583,6 +586,30 @@ fn a_client_that_never_reads_costs_little_and_ends() {
     assert_eq!(gateway.metric(ACCEPTED), 2.0);
 }
 
+/// It was told to make room and stayed until its time to read was up, in the way of others.
+#[test]
+fn a_client_that_never_reads_makes_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("smtp.sock");
+    // A socket of a size that the system fixes, and replies that fill it before they are too many.
+    let gateway = Setup::none("hold")
+        .set("", &format!("hostname = \"{}example\"", "long-name.".repeat(24)))
+        .set("limits", "connections = 1")
+        .set("log", "level = \"info\"");
+    let gateway = start_on_unix(&gateway, &path);
+    let mut stream = UnixStream::connect(&path).unwrap();
+    stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    stream.write_all("EHLO x\r\n".repeat(900).as_bytes()).unwrap();
+    // A line without end is read as long as anything is.
+    let end = stream.write_all(&vec![b'x'; 40_000_000]).map_err(|error| error.kind());
+    assert_eq!(end, Err(ErrorKind::WouldBlock));
+    let mut other = BufReader::new(UnixStream::connect(&path).unwrap());
+    other.read_line(&mut String::new()).unwrap();
+    eventually("it to make room", || (gateway.metric(OPEN) == 1.0).then_some(()));
+    assert_eq!(turned_away(&gateway, "evicted"), 1.0);
+    drop(stream);
+}
+
 #[test]
 fn nothing_half_received_is_sent() {
     let sink = Sink::new();
@@ -627,7 +654,8 @@ fn a_client_that_leaves_before_the_reply_had_its_message_taken_whole_or_not_at_a
         Client::hello(gateway.smtp()).send(whole);
     }
     wait_closed(&gateway);
-    for taken in sink.wait(gateway.metric(ACCEPTED) as usize) {
+    let all = || Some(sink.taken()).filter(|taken| taken.len() as f64 == gateway.metric(ACCEPTED));
+    for taken in eventually("what was accepted to arrive", all) {
         assert_eq!(taken.original(), b"Subject: whole\r\n\r\nhello\r\n");
     }
     // One that says that it ends is served what is complete.
@@ -647,7 +675,7 @@ fn without_a_provider_mail_is_refused_or_held() {
     let gateway = Setup::none("reject").start();
     let mut client = Client::hello(gateway.smtp());
     assert!(client.command("MAIL FROM:<a@example.com>", 451).starts_with("451 4.3.2 "));
-    client.command("QUIT", 221);
+    drop(client);
     assert_eq!(refused(&gateway, "no_provider"), 1.0);
     gateway.stop();
 
@@ -662,6 +690,17 @@ fn without_a_provider_mail_is_refused_or_held() {
 }
 
 // Other sockets
+
+/// Starts a gateway that listens on a Unix socket and nowhere else.
+#[track_caller]
+fn start_on_unix(setup: &Setup, path: &Path) -> Gateway {
+    let address = format!("unix:{}", path.display());
+    let gateway = setup.clone().set("[listener]", &format!("bind = \"{address}\"")).spawn();
+    gateway.wait_event("listening", |event| event["address"] == address);
+    let admin = gateway.admin();
+    eventually("/readyz to say anything", || get(admin, "/readyz").ok());
+    gateway
+}
 
 /// Says each line and expects the code.
 #[track_caller]
@@ -683,20 +722,10 @@ fn a_unix_socket_takes_mail_is_replaced_when_stale_and_removed_at_the_end() {
     let sink = Sink::new();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("smtp.sock");
-    let setup =
-        Setup::to(sink.address).set("[listener]", &format!("bind = \"unix:{}\"", path.display()));
-    let start = || {
-        let gateway = setup.spawn();
-        gateway.wait_event("listening", |event| {
-            event["address"] == format!("unix:{}", path.display())
-        });
-        let admin = gateway.admin();
-        eventually("/readyz to say anything", || get(admin, "/readyz").ok());
-        gateway
-    };
-    start().kill();
+    let setup = Setup::to(sink.address);
+    start_on_unix(&setup, &path).kill();
     assert!(std::fs::symlink_metadata(&path).unwrap().file_type().is_socket(), "it is stale now");
-    let gateway = start();
+    let gateway = start_on_unix(&setup, &path);
     speak(
         &path,
         &[
