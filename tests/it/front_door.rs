@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -608,6 +608,69 @@ fn a_client_that_never_reads_makes_room() {
     eventually("it to make room", || (gateway.metric(OPEN) == 1.0).then_some(()));
     assert_eq!(turned_away(&gateway, "evicted"), 1.0);
     drop(stream);
+}
+
+#[test]
+fn without_descriptors_it_waits_and_goes_on() {
+    let sink = Sink::new();
+    raise_descriptor_limit();
+    let gateway = Setup::to(sink.address)
+        .set("limits", "connections = 10")
+        .under(&["prlimit", "--nofile=340:340"])
+        .start();
+    let mut client = Client::hello(gateway.smtp());
+    let admin = gateway.admin();
+    let hoard: Vec<_> = (0..400).map(|_| TcpStream::connect(admin).unwrap()).collect();
+    // The kernel makes the connection; the gateway cannot take it yet.
+    let mut waiting = Client::silent(gateway.smtp());
+    gateway.wait_log("cannot accept on ");
+    // Whoever is in is served, also where the upstream cannot be reached for want of a socket.
+    let first = client.mail("a@example.com", &["b@example.com"], "Subject: x\r\n");
+    drop(hoard);
+    waiting.expect(220);
+    let second = waiting.mail("a@example.com", &["b@example.com"], "Subject: x\r\n");
+    sink.wait_id(&first);
+    sink.wait_id(&second);
+    assert_eq!(sink.taken().len(), 2);
+}
+
+/// The rate is asked for after 30 s, so this is slow.
+#[test]
+fn content_below_the_minimum_rate_ends() {
+    if std::env::var_os("SLOW_TESTS").is_none() {
+        println!("skipped: SLOW_TESTS is not set");
+        return;
+    }
+    let gateway = Setup::none("hold").start();
+    let mut client = Client::hello(gateway.smtp());
+    data(&mut client);
+    client.stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let began = Instant::now();
+    let reply = loop {
+        assert!(began.elapsed() < Duration::from_secs(60));
+        // 100 octets a second, where 500 are asked for.
+        client.stream.write_all(b"0123456789").unwrap_or_default();
+        if let Some(reply) = client.reply() {
+            break reply;
+        }
+    };
+    assert!(reply.starts_with("421 4.4.2 "), "{reply}");
+    assert!(began.elapsed() >= Duration::from_secs(29), "{:?}", began.elapsed());
+    assert_eq!((gateway.metric(ACCEPTED), refused(&gateway, "unfinished")), (0.0, 1.0));
+}
+
+#[test]
+fn the_name_in_hello_cannot_break_out_of_received_or_log() {
+    let sink = Sink::new();
+    let gateway = Setup::to(sink.address).start();
+    let mut client = Client::connect(gateway.smtp());
+    client.command("EHLO x) by evil; \"(\\", 250);
+    let taken = sink.wait_id(&client.mail("a@example.com", &["b@example.com"], "Subject: x\r\n"));
+    let start =
+        "Received: from unknown (HELO x\\) by evil; \"\\(\\\\ [127.0.0.1])\r\n\tby relay.test ";
+    assert!(taken.text().starts_with(start), "{}", taken.text());
+    client.command("EHLO \x1b[2J", 500);
+    client.command("EHLO a\rb", 500);
 }
 
 #[test]

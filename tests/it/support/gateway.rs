@@ -271,6 +271,12 @@ impl Gateway {
         }
     }
 
+    /// Waits until the log holds that text.
+    #[track_caller]
+    pub fn wait_log(&self, text: &str) {
+        eventually(text, || self.log_text().contains(text).then_some(()));
+    }
+
     /// `kill -9`.
     pub fn kill(mut self) -> TempDir {
         self.child.kill().unwrap();
