@@ -169,6 +169,14 @@ impl Gateway {
         self.child.id()
     }
 
+    /// The most memory that the process has had resident, in kB.
+    #[track_caller]
+    pub fn peak_memory_kb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        peak.unwrap().trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -219,7 +227,8 @@ impl Gateway {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// Waits until no message is queued.
+    /// Waits until no message is queued. One that was accepted a moment ago may not be counted yet: first wait for what
+    /// becomes of it.
     #[track_caller]
     pub fn wait_empty(&self) {
         eventually("the queue to be empty", || {
@@ -260,6 +269,12 @@ impl Gateway {
             assert!(began.elapsed() < PATIENCE, "no event {name} within {PATIENCE:?}:\n{}", text());
             lines = self.log.more.wait_timeout(lines, Duration::from_millis(100)).unwrap().0;
         }
+    }
+
+    /// Waits until the log holds that text.
+    #[track_caller]
+    pub fn wait_log(&self, text: &str) {
+        eventually(text, || self.log_text().contains(text).then_some(()));
     }
 
     /// `kill -9`.
