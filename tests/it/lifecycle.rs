@@ -229,6 +229,16 @@ fn a_port_in_use_is_named() {
 }
 
 #[test]
+fn a_port_of_the_admin_listener_in_use_was_named_without_saying_what_to_do() {
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap();
+    let setup = Setup::none("hold").set("admin", &format!("bind = \"{address}\""));
+    let log = ends_with(setup.spawn(), 71);
+    assert!(log.contains(&format!("cannot listen on {address} (admin.bind)")), "{log}");
+    assert!(log.contains("ss -ltnp"), "{log}");
+}
+
+#[test]
 fn a_wrong_configuration_is_exit_78() {
     let log = ends_with(Setup::none("hold").set("limits", "recipents = 3").spawn(), 78);
     assert!(log.contains("recipents") && log.contains("recipients"), "{log}");
