@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::admin;
 use crate::config::{self, Config, OnMail};
@@ -20,7 +20,7 @@ use crate::provider::Provider;
 use crate::provider::smtp::SmtpProvider;
 use crate::shutdown::Shutdown;
 use crate::smtp::reply;
-use crate::spool::log::{Log, OpenError};
+use crate::spool::log::{Log, OpenError, Report};
 
 /// Descriptors beside those of clients: spool, log, admin, upstream connections.
 const OTHER_DESCRIPTORS: u64 = 256;
@@ -72,9 +72,7 @@ impl App {
 
         let (spool, report) = Log::open(&config.spool).await.map_err(StartError::Spool)?;
         let spool = Arc::new(spool);
-        for damage in &report.damaged {
-            tracing::error!(%damage, "the spool is damaged: {damage}; everything else in it is kept and delivered");
-        }
+        tell(&report);
 
         let (intake_is, intake) = watch::channel(intake(&config));
         let (trouble_is, trouble) = watch::channel(None);
@@ -85,7 +83,7 @@ impl App {
         let provider = provider(&config);
         let concurrency = concurrency(&config);
         let settings = Settings { retry: config.retry.clone(), concurrency };
-        let dispatcher = Dispatcher::new(
+        let mut dispatcher = Dispatcher::new(
             Arc::clone(&spool),
             provider.clone(),
             settings,
@@ -93,6 +91,7 @@ impl App {
             Arc::clone(&metrics),
             trouble_is,
         );
+        dispatcher.load();
         delivery.tasks.spawn(dispatcher.run(delivery.token.clone(), grace));
 
         let admin_shutdown = Shutdown::new();
@@ -172,6 +171,22 @@ impl App {
         self.admin_shutdown.stop().await;
         info!(event = "stopped", "stopped");
     }
+}
+
+/// What the start found in the spool.
+fn tell(report: &Report) {
+    let Report { messages, damaged, torn, strays } = report;
+    for damage in damaged {
+        error!(event = "damaged", %damage, "the spool is damaged: {damage}; all else in it is kept and delivered");
+    }
+    if *torn || *strays > 0 {
+        info!(
+            torn,
+            strays,
+            "the last run did not end in order: what it had not yet answered with 250 was dropped"
+        );
+    }
+    info!(event = "opened_spool", messages, "{messages} messages in the spool");
 }
 
 /// Room for every connection that the limits allow, or an error that says what is missing (R75).

@@ -96,7 +96,6 @@ impl<S: Spool> Dispatcher<S> {
 
     /// Runs until `stop` fires; then nothing new begins, and what is under way gets `grace` to end.
     pub async fn run(mut self, stop: CancellationToken, grace: Duration) {
-        self.load();
         self.shared.metrics.provider_open.set(i64::from(self.shared.provider.is_some()));
         loop {
             let wake_at = self.begin_what_is_due();
@@ -113,8 +112,9 @@ impl<S: Spool> Dispatcher<S> {
         self.finish(grace).await;
     }
 
-    /// Puts everything that the spool holds into the schedule.
-    fn load(&mut self) {
+    /// Puts everything that the spool holds into the schedule. To be done before anything is accepted: a message that
+    /// came both ways would be sent twice.
+    pub fn load(&mut self) {
         let (now, wall) = (clock::now(), clock::wall());
         let mut after = None;
         loop {

@@ -181,7 +181,7 @@ impl<S: Spool> Connection<'_, S> {
     /// The session's next step, reduced to what is to be done outside of it.
     async fn step(&mut self) -> Todo {
         match self.session.next(clock::now()) {
-            Step::Write(bytes) => Todo::Write(bytes.to_vec()),
+            Step::Write(bytes) => Todo::Write(bytes),
             Step::NeedInput { until } => Todo::Read(until),
             Step::Mail(params) => match refuse_mail(self.shared, &self.intake, params) {
                 Some(reply) => Todo::Refuse(reply),
