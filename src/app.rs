@@ -214,8 +214,8 @@ fn raise_descriptor_limit(connections: usize) -> Result<(), StartError> {
 async fn bind_admin(address: SocketAddr) -> Result<TcpListener, StartError> {
     let bound = TcpListener::bind(address).await;
     bound.map_err(|error| {
-        let text = format!("cannot listen on {address} (admin.bind): {error}");
-        StartError::System(io::Error::new(error.kind(), text))
+        let name = format!("{address} (admin.bind)");
+        StartError::System(listener::cannot_bind(&name, error))
     })
 }
 

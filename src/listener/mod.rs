@@ -83,7 +83,8 @@ pub fn bind(config: &config::Listener) -> io::Result<Bound> {
     Ok(Bound { socket, allow: config.allow.clone(), name })
 }
 
-fn cannot_bind(name: &str, error: io::Error) -> io::Error {
+/// Says which socket could not be bound, and what to do.
+pub fn cannot_bind(name: &str, error: io::Error) -> io::Error {
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => "; another program listens there: `ss -ltnp` shows which",
         io::ErrorKind::PermissionDenied => {

@@ -8,10 +8,15 @@ use std::time::{Duration, Instant};
 
 use super::PATIENCE;
 
+/// What the sink offers, where a test does not say.
+pub const EXTENSIONS: &[&str] =
+    &["PIPELINING", "8BITMIME", "SMTPUTF8", "DSN", "ENHANCEDSTATUSCODES", "SIZE 100000000"];
+
 /// What the script is asked.
 #[derive(Clone, Debug)]
 pub struct Ask<'a> {
-    /// The command line without its end; `(greeting)` when a connection opens; `(content)` after the final dot.
+    /// The command line without its end; `(greeting)` when a connection opens; `(receiving)` after 354, before any
+    /// content is read, where the usual answer is none; `(content)` after the final dot.
     pub line: &'a str,
     /// Connections opened so far, this one included.
     pub connection: usize,
@@ -48,8 +53,12 @@ pub enum Answer {
     Raw(Vec<u8>),
     /// These bytes, then the connection ends.
     RawThenDrop(Vec<u8>),
+    /// These bytes, again and again, until the connection ends.
+    Endless(Vec<u8>),
     /// Nothing, and the connection ends.
     Drop,
+    /// Nothing, and the connection ends; but what the 250 would have been about is taken.
+    TakeAndDrop,
     /// Nothing, until the sink goes.
     Hang,
 }
@@ -146,7 +155,8 @@ struct State {
     /// Every command line, in the order it came.
     lines: Mutex<Vec<String>>,
     more: Condvar,
-    connections: AtomicUsize,
+    /// When each connection was opened.
+    opened: Mutex<Vec<Instant>>,
     mails: AtomicUsize,
     ended: AtomicBool,
 }
@@ -158,10 +168,7 @@ impl Sink {
     }
 
     pub fn scripted(script: impl Fn(&Ask<'_>) -> Answer + Send + Sync + 'static) -> Self {
-        Self::with(
-            &["PIPELINING", "8BITMIME", "SMTPUTF8", "DSN", "ENHANCEDSTATUSCODES", "SIZE 100000000"],
-            script,
-        )
+        Self::with(EXTENSIONS, script)
     }
 
     /// With these lines in the answer to EHLO.
@@ -169,7 +176,15 @@ impl Sink {
         extensions: &[&str],
         script: impl Fn(&Ask<'_>) -> Answer + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::on(TcpListener::bind("127.0.0.1:0").unwrap(), extensions, script)
+    }
+
+    /// On a socket that listens already.
+    pub fn on(
+        listener: TcpListener,
+        extensions: &[&str],
+        script: impl Fn(&Ask<'_>) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State {
             script: Box::new(script),
@@ -177,7 +192,7 @@ impl Sink {
             taken: Mutex::default(),
             lines: Mutex::default(),
             more: Condvar::new(),
-            connections: AtomicUsize::new(0),
+            opened: Mutex::default(),
             mails: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
         });
@@ -205,7 +220,12 @@ impl Sink {
     }
 
     pub fn connections(&self) -> usize {
-        self.state.connections.load(Ordering::SeqCst)
+        self.opened().len()
+    }
+
+    /// When each connection was opened.
+    pub fn opened(&self) -> Vec<Instant> {
+        self.state.opened.lock().unwrap().clone()
     }
 
     /// Waits until a message with that id was taken.
@@ -250,7 +270,11 @@ impl Drop for Sink {
 impl State {
     fn serve(&self, stream: &TcpStream) -> std::io::Result<()> {
         stream.set_nodelay(true)?;
-        let connection = self.connections.fetch_add(1, Ordering::SeqCst) + 1;
+        let connection = {
+            let mut opened = self.opened.lock().unwrap();
+            opened.push(Instant::now());
+            opened.len()
+        };
         let mut reader = BufReader::new(stream.try_clone()?);
         let mut taken = None;
         if !self.answer(stream, "(greeting)", connection, &mut taken)? {
@@ -269,6 +293,9 @@ impl State {
             }
             let in_data = taken.as_ref().is_some_and(|taken: &Open| taken.data);
             if in_data {
+                if !self.answer(stream, "(receiving)", connection, &mut taken)? {
+                    return Ok(());
+                }
                 let mut content = Vec::new();
                 loop {
                     let before = content.len();
@@ -346,15 +373,21 @@ impl State {
             "DATA" => "354 go on".to_owned(),
             "(CONTENT)" => "250 2.0.0 taken".to_owned(),
             "QUIT" => "221 2.0.0 bye".to_owned(),
+            "RCPT" if open.is_none() => "503 5.5.1 MAIL first".to_owned(),
             _ => "250 2.1.0 ok".to_owned(),
         };
         let answer = (self.script)(&ask);
+        let took = matches!(answer, Answer::TakeAndDrop);
         let (bytes, go_on) = match answer {
+            Answer::Usual if verb == "(RECEIVING)" => return Ok(true),
             Answer::Usual => (format!("{usual}\r\n").into_bytes(), true),
             Answer::Reply(words) => (format!("{words}\r\n").into_bytes(), true),
             Answer::Raw(bytes) => (bytes, true),
             Answer::RawThenDrop(bytes) => (bytes, false),
-            Answer::Drop => (Vec::new(), false),
+            Answer::Endless(bytes) => loop {
+                stream.write_all(&bytes)?;
+            },
+            Answer::Drop | Answer::TakeAndDrop => (Vec::new(), false),
             Answer::Hang => {
                 while !self.ended.load(Ordering::SeqCst) {
                     std::thread::park_timeout(Duration::from_millis(50));
@@ -362,7 +395,11 @@ impl State {
                 return Ok(false);
             }
         };
-        let positive = bytes.first().is_some_and(|digit| matches!(digit, b'2' | b'3'));
+        // Of the answers to the final dot, only one says that the message was taken.
+        let positive = match verb.as_str() {
+            "(CONTENT)" => took || bytes.starts_with(b"250"),
+            _ => bytes.first().is_some_and(|digit| matches!(digit, b'2' | b'3')),
+        };
         match verb.as_str() {
             "MAIL" if positive => *open = Some(Open::new(path(), line)),
             "RCPT" if positive => {
