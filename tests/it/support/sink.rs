@@ -268,11 +268,7 @@ impl Drop for Sink {
 impl State {
     fn serve(&self, stream: &TcpStream) -> std::io::Result<()> {
         stream.set_nodelay(true)?;
-        let connection = {
-            let mut opened = self.opened.lock().unwrap();
-            opened.push(Instant::now());
-            opened.len()
-        };
+        self.opened.lock().unwrap().push(Instant::now());
         let mut reader = BufReader::new(stream.try_clone()?);
         let mut taken = None;
         if !self.answer(stream, "(greeting)", &mut taken)? {
