@@ -610,6 +610,7 @@ fn a_client_that_never_reads_makes_room() {
     drop(stream);
 }
 
+/// A message that could not be read back for want of a descriptor was held until the next start.
 #[test]
 fn without_descriptors_it_waits_and_goes_on() {
     let sink = Sink::new();
