@@ -50,7 +50,7 @@ impl SmtpSession {
                     Some(chunk) => self.session.receive(chunk, self.now),
                     None => return octets,
                 },
-                Step::Abort | Step::Close => return octets,
+                Step::Refused(_) | Step::Abort | Step::Close => return octets,
             }
         }
     }

@@ -22,7 +22,7 @@ use crate::message::received::{self, Arrival};
 use crate::metrics::Refusal;
 use crate::smtp::params::{MailParams, Recipient};
 use crate::smtp::reply::{self, Escaped, Reply};
-use crate::smtp::session::{Session, Settings, Step, Transaction};
+use crate::smtp::session::{Objection, Session, Settings, Step, Transaction};
 use crate::spool::{Durability, Op, Spool, SpoolError, Stage};
 
 /// Octets read at once while commands come, and while content does.
@@ -143,6 +143,7 @@ enum Todo {
     Begin,
     Stored(Result<(), Reply>),
     Commit,
+    Refused(Objection),
     Abort,
     Close,
 }
@@ -169,9 +170,12 @@ impl<S: Spool> Connection<'_, S> {
                     Ok(id) => self.session.stored(&id.to_string()),
                     Err(reply) => self.session.refuse(reply),
                 },
+                Todo::Refused(objection) => self.refused(objection),
+                // What was refused before its end is counted already.
                 Todo::Abort => {
-                    self.receiving = None;
-                    self.shared.metrics.refuse_message(Refusal::Unfinished);
+                    if self.receiving.take().is_some() {
+                        self.shared.metrics.refuse_message(Refusal::Unfinished);
+                    }
                 }
                 Todo::Close => return self.close().await,
             }
@@ -185,7 +189,11 @@ impl<S: Spool> Connection<'_, S> {
             Step::NeedInput { until } => Todo::Read(until),
             Step::Mail(params) => match refuse_mail(self.shared, &self.intake, params) {
                 Some(reply) => Todo::Refuse(reply),
-                None => Todo::Accept,
+                None => {
+                    // Before the client is told, so that it is not asked to make room from here on.
+                    self.slot.busy();
+                    Todo::Accept
+                }
             },
             Step::Rcpt(_) => Todo::Accept,
             Step::Begin(_) => Todo::Begin,
@@ -196,6 +204,7 @@ impl<S: Spool> Connection<'_, S> {
                 None => Ok(()),
             }),
             Step::Commit => Todo::Commit,
+            Step::Refused(objection) => Todo::Refused(objection),
             Step::Abort => Todo::Abort,
             Step::Close => Todo::Close,
         }
@@ -211,6 +220,11 @@ impl<S: Spool> Connection<'_, S> {
             () = abort.cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
             written = tokio::time::timeout(timeout, self.stream.write_all(bytes)) => {
                 written.map_err(|_late| io::Error::new(io::ErrorKind::TimedOut, "the client does not read"))?
+            }
+            // Asked last: only who does not read is cut off here, all others read why.
+            () = self.slot.evicted() => {
+                self.shared.metrics.refuse_connection(Refusal::Evicted);
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, "it made room and does not read"))
             }
         }
     }
@@ -267,6 +281,30 @@ impl<S: Spool> Connection<'_, S> {
         self.receiving =
             Some(Box::new(Receiving { stage, filter: HeaderFilter::new(), passed: Vec::new() }));
         self.session.accept();
+    }
+
+    /// The session has something against a message: counts it, and says it to whoever looks after the client.
+    fn refused(&mut self, objection: Objection) {
+        let client = &self.peer;
+        match objection {
+            Objection::TooLarge => {
+                self.receiving = None;
+                self.shared.metrics.refuse_message(Refusal::TooLarge);
+                warn!(event = "refused", %client, reason = Refusal::TooLarge.label(), "message from {client} refused: it is larger than limits.message_size or what the provider takes");
+            }
+            Objection::BareNewline => {
+                self.receiving = None;
+                self.shared.metrics.refuse_message(Refusal::Content);
+                warn!(event = "refused", %client, reason = Refusal::Content.label(), "message from {client} refused: it has a CR or LF that is not part of a CRLF, and limits.bare_newline is \"reject\"");
+            }
+            // `Abort` counts it, unless it was refused before.
+            Objection::TimedOut { bare_end: false } => {
+                warn!(event = "refused", %client, reason = "timeout", "message from {client} not taken: its content stayed away or came too slowly");
+            }
+            Objection::TimedOut { bare_end: true } => {
+                warn!(event = "refused", %client, reason = "timeout", "message from {client} not taken: the client ended it with a dot between bare newlines and then waited, but only CRLF.CRLF ends DATA");
+            }
+        }
     }
 
     /// The content is whole: makes it durable. Only after this may the client be told 250 (R1).

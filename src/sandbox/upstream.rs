@@ -154,6 +154,7 @@ impl Upstream {
                     }
                     session.stored(&number.to_string());
                 }
+                Step::Refused(_) => {}
                 Step::Abort => content.clear(),
                 Step::Close => return stream.shutdown().await,
             }

@@ -84,10 +84,27 @@ pub enum Step<'a> {
     Body(&'a [u8]),
     /// The content is whole: store it, then answer with `stored` or `refuse`.
     Commit,
+    /// The session refused a message on its own account, or lost patience with its content: to be counted and logged.
+    /// What came of the content may be forgotten at once; `Abort` follows where it was begun.
+    Refused(Objection),
     /// The content will never be whole: forget what came of it.
     Abort,
     /// Nothing more will come: close the connection.
     Close,
+}
+
+/// What the session itself has against a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Objection {
+    /// Larger than [`Settings::max_size`], as declared or as it came.
+    TooLarge,
+    /// It has a lone CR or LF, and those are rejected.
+    BareNewline,
+    /// Its content stayed away, or came too slowly.
+    TimedOut {
+        /// Behind a line with a single dot that CRLF did not enclose: the client thinks that it ended its message.
+        bare_end: bool,
+    },
 }
 
 /// One message on its way in, from MAIL to the answer at its end.
@@ -130,11 +147,12 @@ pub struct Session {
     wary: bool,
     /// A content that the driver has begun will not be committed, and the driver has not been told.
     abort_due: bool,
+    /// An objection that the driver has not been told.
+    objection: Option<Objection>,
     /// The last MAIL was refused, so what was pipelined behind it is not the client's error.
     mail_refused: bool,
     eof: bool,
     shutting_down: bool,
-    bare_end_of_data: bool,
 }
 
 #[derive(Debug)]
@@ -213,6 +231,7 @@ enum Move {
     Input(Range<usize>),
     Scratch,
     Blank,
+    Refused(Objection),
     Abort,
     Close,
 }
@@ -244,10 +263,10 @@ impl Session {
             fresh: true,
             wary: false,
             abort_due: false,
+            objection: None,
             mail_refused: false,
             eof: false,
             shutting_down: false,
-            bare_end_of_data: false,
         }
     }
 
@@ -292,6 +311,7 @@ impl Session {
             Move::Input(used) => Step::Body(self.input.slice(used)),
             Move::Scratch => Step::Body(self.content.as_ref().map_or(&[], |c| &c.scratch)),
             Move::Blank => Step::Body(b" "),
+            Move::Refused(objection) => Step::Refused(objection),
             Move::Abort => Step::Abort,
             Move::Close => Step::Close,
             Move::Ask => match &self.state {
@@ -456,12 +476,6 @@ impl Session {
         }
     }
 
-    /// Whether the session timed out behind a line with a single dot that CRLF did not enclose: the client thinks that
-    /// it ended its message, and it needs a word in the log (R20).
-    pub fn bare_end_of_data(&self) -> bool {
-        self.bare_end_of_data
-    }
-
     /// Memory held in buffers, in octets.
     pub fn buffered(&self) -> usize {
         let scratch = self.content.as_ref().map_or(0, |content| content.scratch.capacity());
@@ -470,6 +484,9 @@ impl Session {
 
     /// One turn of the machine; `None` if it is to turn again.
     fn advance(&mut self, now: Instant) -> Option<Move> {
+        if let Some(objection) = self.objection.take() {
+            return Some(Move::Refused(objection));
+        }
         if std::mem::take(&mut self.abort_due) {
             return Some(Move::Abort);
         }
@@ -564,6 +581,9 @@ impl Session {
             until = until.min(slow);
         }
         if now >= until {
+            if self.content.is_some() {
+                self.objection = Some(Objection::TimedOut { bare_end: false });
+            }
             self.hang_up(&reply::command_timeout());
             return None;
         }
@@ -610,6 +630,7 @@ impl Session {
         self.settings = Arc::clone(&self.latest);
         if mail.declared_size.is_some_and(|size| size > self.settings.max_size) {
             self.mail_refused = true;
+            self.objection = Some(Objection::TooLarge);
             return self.idle(reply::too_large(self.settings.max_size));
         }
         if self.is_idle_too_long() && self.is_last_error() {
@@ -686,7 +707,12 @@ impl Session {
         let announced = before.saturating_add(size);
         let (refusal, fault, stray) = match refusal {
             Some((reply, fault, part)) => (Some(reply), fault, !part),
-            None if announced > max_size => (Some(reply::too_large(max_size)), false, false),
+            None if announced > max_size => {
+                if self.content.as_ref().is_none_or(|content| content.verdict.is_none()) {
+                    self.objection = Some(Objection::TooLarge);
+                }
+                (Some(reply::too_large(max_size)), false, false)
+            }
             None => (None, false, false),
         };
         if announced > max_size.saturating_mul(2).saturating_add(CHUNK_SLACK) {
@@ -797,8 +823,8 @@ impl Session {
             return None;
         }
         content.size = content.size.saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
-        if let Some(reply) = content.objection(&self.settings) {
-            self.abort_due |= content.spoil(reply);
+        if let Some(objection) = content.objection(&self.settings) {
+            self.object(objection);
             return None;
         }
         match decoded.content {
@@ -825,12 +851,10 @@ impl Session {
                 until = until.min(slow);
             }
             if now >= until {
-                self.bare_end_of_data = content.decoder.bare_end_of_data();
-                let reply = match self.bare_end_of_data {
-                    true => reply::data_timeout_bare_end(),
-                    false => reply::data_timeout(),
-                };
-                self.hang_up(&reply);
+                let bare_end = content.decoder.bare_end_of_data();
+                let late = Objection::TimedOut { bare_end };
+                self.objection = Some(late);
+                self.hang_up(&late.reply(&self.settings));
                 return None;
             }
         }
@@ -849,11 +873,12 @@ impl Session {
             if !held.is_empty() {
                 content.size = content.size.saturating_add(1);
                 match content.objection(&self.settings) {
-                    Some(reply) => self.abort_due |= content.spoil(reply),
+                    Some(objection) => self.object(objection),
                     None => return Some(Move::Blank),
                 }
             }
         }
+        let Some(content) = &mut self.content else { return None };
         self.state = State::Command;
         content.scratch = Vec::new();
         let chunk = content.chunk;
@@ -878,6 +903,14 @@ impl Session {
             self.end_transaction();
         }
         None
+    }
+
+    /// The content is not wanted, for a reason that the session itself found.
+    fn object(&mut self, objection: Objection) {
+        self.objection = Some(objection);
+        if let Some(content) = &mut self.content {
+            self.abort_due |= content.spoil(objection.reply(&self.settings));
+        }
     }
 
     // Ends
@@ -926,6 +959,17 @@ impl Session {
     }
 }
 
+impl Objection {
+    fn reply(self, settings: &Settings) -> Reply {
+        match self {
+            Self::TooLarge => reply::too_large(settings.max_size),
+            Self::BareNewline => reply::bare_newline(),
+            Self::TimedOut { bare_end: true } => reply::data_timeout_bare_end(),
+            Self::TimedOut { bare_end: false } => reply::data_timeout(),
+        }
+    }
+}
+
 impl Content {
     /// Content in chunks, before the first of them.
     fn chunks(begun: bool) -> Box<Self> {
@@ -963,11 +1007,11 @@ impl Content {
     }
 
     /// What speaks against the content as it was decoded so far.
-    fn objection(&self, settings: &Settings) -> Option<Reply> {
+    fn objection(&self, settings: &Settings) -> Option<Objection> {
         if self.decoder.bare_newline_seen() && settings.bare_newline == BareNewline::Reject {
-            return Some(reply::bare_newline());
+            return Some(Objection::BareNewline);
         }
-        (self.size > settings.max_size).then(|| reply::too_large(settings.max_size))
+        (self.size > settings.max_size).then_some(Objection::TooLarge)
     }
 
     /// When the client falls below the minimum data rate unless it sends more.

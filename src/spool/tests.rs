@@ -1005,6 +1005,26 @@ async fn space_is_given_back_when_messages_are_done() {
 }
 
 #[tokio::test]
+async fn the_only_segment_gives_its_space_back_when_nothing_lives_in_it() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir).await;
+    let first = files(&dir, "log");
+    for n in 1..=5 {
+        durable(&log, vec![put(n, &[b'x'; 1_000_000])]).await;
+    }
+    durable(&log, (1..=4).map(done).collect()).await;
+    assert_eq!(files(&dir, "log"), first, "one message lives in it");
+    durable(&log, vec![done(5)]).await;
+    until(|| files(&dir, "log").len() == 1 && files(&dir, "log") != first).await;
+    until(|| log.health().used < 100).await;
+    durable(&log, vec![put(6, b"next")]).await;
+    drop(log);
+    let (log, report) = open(&dir).await;
+    assert_eq!((ids(&log), report.damaged), (vec![6], Vec::new()));
+    assert_eq!(body(&log, 6).await, b"next");
+}
+
+#[tokio::test]
 async fn random_operations_agree_with_a_model() {
     for seed in 0..fuzz_rounds().div_ceil(50) {
         let mut random = Random(seed);

@@ -26,6 +26,9 @@ const BATCH: usize = 8 * 1024 * 1024;
 const LAZY: Duration = Duration::from_millis(20);
 /// How long after a trouble the disk is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// A segment in which nothing lives is given up from this length on, though it is not full: on a disk that it has
+/// filled, nothing more would come that closes it. Not sooner, so that this costs next to nothing.
+const IDLE: u64 = segment::SIZE / 16;
 /// Requests that wait. The next ones wait for a place, which slows down who sends them.
 const WAITING: usize = 1024;
 
@@ -462,10 +465,9 @@ impl Writer {
 
     /// Removes what is not needed any more, once that is on stable storage.
     fn tidy(&mut self) {
-        let Some(current) = self.current.as_ref().filter(|_| self.unsynced.is_empty()) else {
+        if self.current.is_none() || !self.unsynced.is_empty() {
             return;
-        };
-        let current = current.number;
+        }
         for path in mem::take(&mut self.gone) {
             self.remove_file(path);
         }
@@ -475,8 +477,16 @@ impl Writer {
                 return;
             }
             self.is_removed = false;
-            let oldest = lock(&self.shared.index).oldest_unneeded();
-            let Some(number) = oldest.filter(|number| *number != current) else { return };
+            let Some(number) = lock(&self.shared.index).oldest_unneeded() else { return };
+            if let Some(current) = self.current.take_if(|current| current.number == number) {
+                if current.len < IDLE {
+                    self.current = Some(current);
+                    return;
+                }
+                if let Err(failure) = self.open_segment() {
+                    return self.abandon(failure);
+                }
+            }
             let path = self.shared.paths.segment(number);
             let removed = self.shared.disk.remove(&path);
             let mut index = lock(&self.shared.index);

@@ -1,1 +1,874 @@
+//! `kill -9`, full disks, and what the kernel saw.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::fs::statvfs;
+use tempfile::TempDir;
+
+use crate::support::client::{Client, stuffed};
+use crate::support::gateway::{Gateway, Setup};
+use crate::support::peers::{is_root, need, skip};
+use crate::support::sink::{Answer, Sink};
+use crate::support::{PATIENCE, eventually};
+
+/// A content that is known by its token: `size` octets or a little more, with dots at line starts, 8-bit octets and
+/// blanks at line ends.
+fn content(token: &str, size: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(
+        token.bytes().map(u64::from).fold(7, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte)),
+    );
+    let mut out = format!(
+        "Subject: {token}\r\nFrom: a@example.com\r\nMessage-ID: <{token}@example.com>\r\nDate: Tue, 24 Nov 2026 06:42:11 +0000\r\nX-Size: {size}\r\n\r\n"
+    )
+    .into_bytes();
+    while out.len() < size {
+        out.extend_from_slice(match random.u8(0..8) {
+            0 => b".",
+            1 => b"..",
+            2 => b"Gr\xc3\xb6\xdfe ",
+            _ => b"",
+        });
+        let length = random.usize(0..120);
+        out.extend(std::iter::repeat_with(|| random.u8(b' '..=b'~')).take(length));
+        out.extend_from_slice(b" \r\n");
+    }
+    out
+}
+
+/// The token of a message that came out of [`content`].
+#[track_caller]
+fn token(content: &[u8]) -> String {
+    let text = String::from_utf8_lossy(content);
+    let found = text.split("Subject: ").nth(1).and_then(|rest| rest.split("\r\n").next());
+    found.unwrap_or_else(|| panic!("a message without a token: {text}")).to_owned()
+}
+
+/// What the sink took, by token; every copy is byte for byte what `sizes` says was sent.
+#[track_caller]
+fn arrived(sink: &Sink, sizes: &BTreeMap<String, usize>) -> BTreeMap<String, usize> {
+    let mut copies = BTreeMap::new();
+    for taken in sink.taken() {
+        let original = taken.original();
+        let token = token(original);
+        let size = sizes.get(&token).unwrap_or_else(|| panic!("nobody sent {token}"));
+        assert!(original == content(&token, *size), "{token} ({size} octets) was changed");
+        *copies.entry(token).or_default() += 1;
+    }
+    copies
+}
+
+/// Names in a folder of the spool.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).map(|entries| {
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    });
+    entries.unwrap_or_default()
+}
+
+/// The segments of a spool, oldest first.
+fn segments(spool: &Path) -> Vec<PathBuf> {
+    let mut names = names(&spool.join("log"));
+    names.sort();
+    names.iter().map(|name| spool.join("log").join(name)).collect()
+}
+
+// --- kill -9
+
+/// Where the clients find the gateway, and what they got from it so far.
+#[derive(Default)]
+struct Board {
+    state: Mutex<BoardState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct BoardState {
+    address: Option<SocketAddr>,
+    /// Counts the gateways: a port may come again.
+    run: usize,
+    is_over: bool,
+    /// Since the address was set.
+    accepted: usize,
+}
+
+impl Board {
+    fn open(&self, address: SocketAddr) {
+        let mut state = self.state.lock().unwrap();
+        (state.address, state.accepted) = (Some(address), 0);
+        state.run += 1;
+        self.changed.notify_all();
+    }
+
+    fn end(&self) {
+        self.state.lock().unwrap().is_over = true;
+        self.changed.notify_all();
+    }
+
+    fn count(&self) {
+        self.state.lock().unwrap().accepted += 1;
+        self.changed.notify_all();
+    }
+
+    /// Waits until so many were accepted since the gateway started.
+    #[track_caller]
+    fn wait(&self, accepted: usize) {
+        let state = self.state.lock().unwrap();
+        let (_state, waited) = self
+            .changed
+            .wait_timeout_while(state, PATIENCE, |state| state.accepted < accepted)
+            .unwrap();
+        assert!(!waited.timed_out(), "{accepted} messages were not accepted within {PATIENCE:?}");
+    }
+
+    /// The first gateway after the run `last`, or the end.
+    fn next(&self, last: usize) -> Option<(usize, SocketAddr)> {
+        let state = self.state.lock().unwrap();
+        let waits = |state: &mut BoardState| !state.is_over && state.run == last;
+        let state = self.changed.wait_while(state, waits).unwrap();
+        state.address.filter(|_| !state.is_over).map(|address| (state.run, address))
+    }
+}
+
+/// How far a message came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It got its 250.
+    Accepted,
+    /// All of it was sent, and no reply came.
+    Unsure,
+    /// Its end was never sent.
+    Unfinished,
+}
+
+/// One client's records: token, size, fate.
+type Sent = Vec<(String, usize, Fate)>;
+
+/// Sends messages until the board says it is over, each on the gateway that is there at the time.
+fn send_until_over(board: &Board, name: usize) -> Sent {
+    let mut random = fastrand::Rng::with_seed(name as u64);
+    let mut sent = Sent::new();
+    let mut last = 0;
+    while let Some((run, address)) = board.next(last) {
+        last = run;
+        let Ok(stream) = TcpStream::connect(address) else { continue };
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut line = Reader::new(&stream);
+        let hello = || -> Option<()> {
+            line.expect("220")?;
+            (&stream).write_all(b"EHLO client.test\r\n").ok()?;
+            line.expect("250")
+        };
+        if { hello }().is_none() {
+            continue;
+        }
+        loop {
+            let size = match random.u8(0..12) {
+                0 => random.usize(1_000_000..1_500_000),
+                1..=4 => random.usize(20_000..200_000),
+                _ => random.usize(1_000..20_000),
+            };
+            let token = format!("client{name}-{}", sent.len());
+            let fate = offer(&stream, &mut line, &token, size);
+            if fate == Fate::Accepted {
+                board.count();
+            }
+            sent.push((token, size, fate));
+            if fate != Fate::Accepted || board.state.lock().unwrap().is_over {
+                break;
+            }
+        }
+    }
+    sent
+}
+
+/// One transaction, as far as the gateway lives.
+fn offer(mut stream: &TcpStream, line: &mut Reader<'_>, token: &str, size: usize) -> Fate {
+    let mut begin = || -> Option<()> {
+        for (command, code) in [
+            (format!("MAIL FROM:<{token}@example.com>\r\n"), "250"),
+            ("RCPT TO:<b@example.org>\r\n".to_owned(), "250"),
+            ("DATA\r\n".to_owned(), "354"),
+        ] {
+            stream.write_all(command.as_bytes()).ok()?;
+            line.expect(code)?;
+        }
+        Some(())
+    };
+    if begin().is_none() {
+        return Fate::Unfinished;
+    }
+    let bytes = stuffed(&content(token, size));
+    let (most, end) = bytes.split_at(bytes.len() - 5);
+    if stream.write_all(most).is_err() || stream.write_all(end).is_err() {
+        return Fate::Unfinished;
+    }
+    match line.expect("250") {
+        Some(()) => Fate::Accepted,
+        None => Fate::Unsure,
+    }
+}
+
+/// Reads replies from a gateway that may die at any time.
+struct Reader<'a> {
+    stream: &'a TcpStream,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(stream: &'a TcpStream) -> Self {
+        Self { stream, bytes: Vec::new() }
+    }
+
+    /// Reads a reply; none at the end of the connection. A whole reply of another code is a failure of the test.
+    #[track_caller]
+    fn expect(&mut self, code: &str) -> Option<()> {
+        loop {
+            while let Some(end) = self.bytes.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.bytes.drain(..=end).collect();
+                let text = String::from_utf8_lossy(&line);
+                assert!(text.starts_with(code), "{code} expected, got {text}");
+                if line.get(3) != Some(&b'-') {
+                    return Some(());
+                }
+            }
+            let mut piece = [0; 1024];
+            match self.stream.read(&mut piece) {
+                Ok(n) if n > 0 => self.bytes.extend_from_slice(&piece[..n]),
+                _ => return None,
+            }
+        }
+    }
+}
+
+/// Messages in flight at once in the test below.
+const IN_FLIGHT: usize = 4;
+
+#[test]
+fn kill_9_under_load_loses_nothing_and_repeats_no_more_than_was_in_flight() {
+    let kills = if std::env::var_os("SLOW_TESTS").is_some() { 50 } else { 10 };
+    let spool = tempfile::tempdir().unwrap();
+    let path = spool.path().join("spool");
+    let sink = Sink::scripted(|ask| {
+        if ask.is_content() {
+            // An upstream that takes its time, so that some attempts are under way at any moment.
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        match ask.is("RCPT") && ask.mails.is_multiple_of(7) {
+            true => Answer::reply("450 4.2.1 later"),
+            false => Answer::Usual,
+        }
+    });
+    let setup = Setup::to(sink.address)
+        .spool(&path)
+        .set("throttle", &format!("concurrency = {IN_FLIGHT}"))
+        .set("log", "level = \"info\"");
+    let board = Arc::new(Board::default());
+    let clients: Vec<_> = (0..4)
+        .map(|name| {
+            let board = Arc::clone(&board);
+            std::thread::spawn(move || send_until_over(&board, name))
+        })
+        .collect();
+
+    let mut random = fastrand::Rng::with_seed(9);
+    let mut half_sent = Vec::new();
+    for kill in 0..kills {
+        let gateway = setup.start();
+        assert_eq!(names(&path.join("tmp")).len(), 0, "left over from the kill before");
+        let token = format!("half-{kill}");
+        let mut half = Client::hello(gateway.smtp());
+        half.command(&format!("MAIL FROM:<{token}@example.com>"), 250);
+        half.command("RCPT TO:<b@example.org>", 250);
+        half.command("DATA", 354);
+        half.send(content(&token, if kill % 2 == 0 { 1_200_000 } else { 9_000 }));
+        half_sent.push((token, half));
+        board.open(gateway.smtp());
+        board.wait(random.usize(3..40));
+        gateway.kill();
+    }
+    board.end();
+    let sent: Sent = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+
+    let gateway = setup.start();
+    gateway.wait_empty();
+    gateway.stop();
+    let sizes = sent.iter().map(|(token, size, _)| (token.clone(), *size)).collect();
+    let copies = arrived(&sink, &sizes);
+    let lost: Vec<_> = sent
+        .iter()
+        .filter(|(token, _, fate)| *fate == Fate::Accepted && !copies.contains_key(token))
+        .collect();
+    let phantoms: Vec<_> = sent
+        .iter()
+        .filter(|(token, _, fate)| *fate == Fate::Unfinished && copies.contains_key(token))
+        .collect();
+    let of = |fate| sent.iter().filter(|(_, _, it)| *it == fate).count();
+    let duplicates: usize = copies.values().map(|copies| copies - 1).sum();
+    println!(
+        "{kills} kills, {} accepted, {} unsure, {} unfinished; lost {}, duplicates {duplicates}, never finished and yet sent {}",
+        of(Fate::Accepted),
+        of(Fate::Unsure),
+        of(Fate::Unfinished) + half_sent.len(),
+        lost.len(),
+        phantoms.len()
+    );
+    assert!(lost.is_empty(), "accepted and lost: {lost:?}");
+    assert!(phantoms.is_empty(), "never finished, and sent: {phantoms:?}");
+    assert!(duplicates <= IN_FLIGHT * kills, "{duplicates} duplicates of {kills} kills");
+    assert_eq!(names(&path.join("tmp")).len() + names(&path.join("bodies")).len(), 0);
+}
+
+// --- what the kernel saw
+
+/// One system call of a trace. Positions count the events of the trace, so they order what several threads did.
+#[derive(Debug)]
+struct Call {
+    begun: usize,
+    ended: usize,
+    text: String,
+}
+
+impl Call {
+    fn is(&self, name: &str) -> bool {
+        self.text.strip_prefix(name).is_some_and(|rest| rest.starts_with('('))
+    }
+
+    fn result(&self) -> &str {
+        self.text.rsplit_once(" = ").map_or("", |(_, result)| result.trim())
+    }
+
+    /// The path of the descriptor that is the first argument, as `strace -y` says.
+    fn file(&self) -> &str {
+        let inner = self.text.split_once('<').and_then(|(_, rest)| rest.split_once('>'));
+        inner.map_or("", |(path, _)| path)
+    }
+}
+
+fn parse_trace(text: &str) -> Vec<Call> {
+    let mut calls = Vec::new();
+    let mut open = HashMap::new();
+    for (at, line) in text.lines().enumerate() {
+        let Some((thread, rest)) = line.split_once(' ') else { continue };
+        let rest = rest.trim_start();
+        if let Some(start) = rest.strip_suffix(" <unfinished ...>") {
+            open.insert(thread, (at, start));
+        } else if let Some(resumed) = rest.strip_prefix("<... ") {
+            let Some((begun, start)) = open.remove(thread) else { continue };
+            let end = resumed.split_once(" resumed>").map_or("", |(_, end)| end);
+            calls.push(Call { begun, ended: at, text: format!("{start}{end}") });
+        } else if rest.contains('(') {
+            calls.push(Call { begun: at, ended: at, text: rest.to_owned() });
+        }
+    }
+    calls
+}
+
+/// The first call of that name on `file` that began after the event `after`, and worked.
+#[track_caller]
+fn synced<'a>(calls: &'a [Call], name: &str, file: &str, after: usize) -> &'a Call {
+    let found = calls.iter().find(|call| {
+        call.is(name) && call.file() == file && call.begun > after && call.result() == "0"
+    });
+    found.unwrap_or_else(|| panic!("no {name} of {file} after event {after}"))
+}
+
+#[test]
+fn every_250_is_written_after_the_sync_that_covers_it() {
+    if !need("strace") {
+        return;
+    }
+    let probe = Command::new("strace").args(["-D", "-o", "/dev/null", "true"]).output().unwrap();
+    if !probe.status.success() {
+        return skip("strace may not trace here");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace");
+    let sink = Sink::new();
+    let gateway = Setup::to(sink.address)
+        .set("log", "level = \"info\"")
+        .under(&[
+            "strace",
+            "-f",
+            // The gateway stays our own child, and gets our signals.
+            "-D",
+            "-y",
+            "-s",
+            "2000000",
+            "-e",
+            "trace=fdatasync,fsync,pwrite64,?pwritev,write,writev,sendto,sendmsg,?rename,?renameat,?renameat2",
+            "-o",
+            trace.to_str().unwrap(),
+        ])
+        .start();
+    let address = gateway.smtp();
+    let clients: Vec<_> = (0..5)
+        .map(|name| {
+            std::thread::spawn(move || {
+                let mut client = Client::hello(address);
+                let mut accepted = Vec::new();
+                for n in 0..10 {
+                    let is_large = n % 5 == 4;
+                    let token = format!("traced-{name}-{n}");
+                    let size = if is_large { 1_100_000 } else { 2_000 };
+                    let id =
+                        client.mail("a@example.com", &["b@example.org"], content(&token, size));
+                    accepted.push((id, is_large));
+                }
+                accepted
+            })
+        })
+        .collect();
+    let accepted: Vec<_> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+    gateway.stop();
+
+    let text = String::from_utf8_lossy(&fs::read(&trace).unwrap()).into_owned();
+    let calls = parse_trace(&text);
+    let is_reply = |call: &&Call| {
+        ["sendto", "sendmsg", "write", "writev"].iter().any(|name| call.is(name))
+            && call.file().starts_with("socket:")
+            && call.text.contains("250 2.0.0 Ok: queued as ")
+    };
+    let replies: Vec<_> = calls.iter().filter(is_reply).collect();
+    assert_eq!(replies.len(), accepted.len(), "a reply for each message, and no other");
+    for (id, is_large) in &accepted {
+        let reply = replies
+            .iter()
+            .find(|call| call.text.contains(&format!("queued as {id}")))
+            .unwrap_or_else(|| panic!("no reply for {id}"));
+        // The record has the Received line, and that the id.
+        let record = calls
+            .iter()
+            .find(|call| {
+                call.is("pwrite64")
+                    && call.file().ends_with(".seg")
+                    && call.text.contains(&format!(" id {id};"))
+            })
+            .unwrap_or_else(|| panic!("no record of {id} was written before its 250"));
+        let segment = record.file();
+        let sync = synced(&calls, "fdatasync", segment, record.ended);
+        assert!(sync.ended < reply.begun, "{id}: {reply:?} before the sync of its record");
+
+        // The name of the segment.
+        let first = calls.iter().find(|call| call.is("pwrite64") && call.file() == segment);
+        let log = segment.rsplit_once('/').unwrap().0;
+        let named = synced(&calls, "fsync", log, first.unwrap().ended);
+        assert!(named.ended < reply.begun, "{id}: 250 before the name of its segment was synced");
+        assert!(named.ended < record.begun);
+
+        let side_file = side_file(record, id);
+        assert_eq!(side_file.is_some(), *is_large, "{id}: {side_file:?}");
+        if let Some(name) = side_file {
+            let of = |call: &&Call| call.is("pwrite64") && call.file().ends_with(&name);
+            let pieces: Vec<_> = calls.iter().filter(of).collect();
+            let last = pieces.iter().map(|call| call.ended).max().expect("the content is written");
+            let sync = synced(&calls, "fdatasync", pieces[0].file(), last);
+            let renamed = calls
+                .iter()
+                .find(|call| call.text.starts_with("rename") && call.text.contains(&name))
+                .unwrap_or_else(|| panic!("{name} was not renamed"));
+            assert_eq!(renamed.result(), "0");
+            assert!(sync.ended < renamed.begun, "{name} was moved before it was synced");
+            let bodies = log.strip_suffix("/log").unwrap().to_owned() + "/bodies";
+            let named = synced(&calls, "fsync", &bodies, renamed.ended);
+            assert!(named.ended < record.begun, "{id}: its record before the name of its content");
+        }
+    }
+    println!("{} replies, each after its sync; {} events", replies.len(), calls.len());
+}
+
+/// The side file that the record of `id` names. Each record's envelope is one JSON text, which starts with `at`.
+fn side_file(batch: &Call, id: &str) -> Option<String> {
+    let (_, rest) = batch.text.split_once(&format!(" id {id};"))?;
+    let own = rest.split("{\\\"at\\\":").next()?;
+    let (_, name) = own.split_once("\\\"file\\\":{\\\"name\\\":\\\"")?;
+    name.split('\\').next().map(str::to_owned)
+}
+
+// --- full disks
+
+/// A file system of eight megabytes; unmounted when it goes.
+struct SmallDisk {
+    folder: TempDir,
+}
+
+impl SmallDisk {
+    /// None where mounting is not permitted.
+    fn mount() -> Option<Self> {
+        if !is_root() {
+            println!("skipped: mounting a small file system needs root");
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
+            .arg(folder.path())
+            .output();
+        if !mount.is_ok_and(|mount| mount.status.success()) {
+            println!("skipped: mounting a small file system is not permitted");
+            return None;
+        }
+        Some(Self { folder })
+    }
+
+    fn spool(&self) -> PathBuf {
+        self.folder.path().join("spool")
+    }
+
+    /// Takes all space that is left.
+    fn fill(&self) {
+        let mut filler = File::create(self.filler()).unwrap();
+        while filler.write_all(&[0; 4096]).is_ok() {}
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.folder.path().join("filler")
+    }
+
+    fn empty(&self) {
+        fs::remove_file(self.filler()).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmount = Command::new("umount").arg("-l").arg(self.folder.path()).status();
+        if !unmount.is_ok_and(|status| status.success()) {
+            eprintln!("{} stays mounted", self.folder.path().display());
+        }
+    }
+}
+
+/// An upstream that sends everyone away until it is opened.
+fn closed_sink() -> (Sink, Arc<AtomicBool>) {
+    let open = Arc::new(AtomicBool::new(false));
+    let is_open = Arc::clone(&open);
+    let sink =
+        Sink::scripted(move |ask| match ask.is_greeting() && !is_open.load(Ordering::SeqCst) {
+            true => Answer::reply("421 4.3.2 closed"),
+            false => Answer::Usual,
+        });
+    (sink, open)
+}
+
+/// Offers one message and says whether it was accepted; anything but 250 and `452 4.3.1` is a failure.
+#[track_caller]
+fn offer_or_452(address: SocketAddr, token: &str, size: usize) -> bool {
+    let mut client = Client::hello(address);
+    for command in ["MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>"] {
+        client.send(format!("{command}\r\n"));
+        let reply = client.reply().unwrap();
+        if !reply.starts_with("250") {
+            assert!(reply.starts_with("452 4.3.1 "), "{command}: {reply}");
+            return false;
+        }
+    }
+    client.command("DATA", 354);
+    client.send(stuffed(&content(token, size)));
+    let reply = client.reply().unwrap();
+    assert!(reply.starts_with("250 2.0.0 ") || reply.starts_with("452 4.3.1 "), "{reply}");
+    reply.starts_with("250")
+}
+
+/// Waits until mail is accepted again, and returns the token of the message that was.
+#[track_caller]
+fn accepted_again(gateway: &Gateway, sizes: &mut BTreeMap<String, usize>) -> String {
+    let mut n = 0;
+    eventually("mail to be accepted again", || {
+        n += 1;
+        let token = format!("again-{n}");
+        let accepted = offer_or_452(gateway.smtp(), &token, 1_000);
+        sizes.insert(token.clone(), 1_000);
+        accepted.then_some(token)
+    })
+}
+
+/// Exactly these arrived, each once.
+#[track_caller]
+fn expect_once(sink: &Sink, sizes: &BTreeMap<String, usize>, accepted: &BTreeSet<String>) {
+    let copies = arrived(sink, sizes);
+    assert_eq!(&copies.keys().cloned().collect::<BTreeSet<_>>(), accepted);
+    assert!(copies.values().all(|copies| *copies == 1), "{copies:?}");
+}
+
+/// Fills a small disk by mail while the upstream is closed, opens it, and expects all to go on by itself.
+fn fill_by_mail(min_free: &str, size: usize) {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let (sink, open) = closed_sink();
+    let gateway = Setup::to(sink.address)
+        .spool(&disk.spool())
+        .set("spool", &format!("min_free = \"{min_free}\""))
+        .start();
+    let mut sizes = BTreeMap::new();
+    let mut accepted = BTreeSet::new();
+    let mut refused = 0;
+    for n in 0.. {
+        assert!(n * size < 20_000_000, "the disk does not fill");
+        let token = format!("fill-{n}");
+        sizes.insert(token.clone(), size);
+        match offer_or_452(gateway.smtp(), &token, size) {
+            true => {
+                accepted.insert(token);
+            }
+            false => refused += 1,
+        }
+        if refused == 5 {
+            break;
+        }
+    }
+    assert!(accepted.len() * size > 5_000_000, "{} fit", accepted.len());
+    assert_eq!(gateway.get("/livez").0, 200);
+    if min_free != "0B" {
+        let (status, body) = gateway.get("/readyz");
+        assert_eq!(status, 503, "{body}");
+        let says = ["the disk of the spool is full or under spool.min_free", "No space left"];
+        assert!(says.iter().any(|words| body.contains(words)), "{body}");
+    }
+    assert_eq!(sink.taken().len(), 0);
+
+    open.store(true, Ordering::SeqCst);
+    sink.wait(accepted.len());
+    gateway.wait_empty();
+    accepted.insert(accepted_again(&gateway, &mut sizes));
+    sink.wait(accepted.len());
+    gateway.wait_empty();
+    eventually("/readyz to say so", || (gateway.get("/readyz").0 == 200).then_some(()));
+    // As much fits as before.
+    for n in 0..10 {
+        let token = format!("more-{n}");
+        sizes.insert(token.clone(), 100_000);
+        assert!(offer_or_452(gateway.smtp(), &token, 100_000), "{token}");
+        accepted.insert(token);
+    }
+    sink.wait(accepted.len());
+    gateway.stop();
+    expect_once(&sink, &sizes, &accepted);
+}
+
+#[test]
+fn a_disk_full_of_mail_refuses_more_delivers_and_accepts_again() {
+    fill_by_mail("1MB", 300_000);
+}
+
+#[test]
+fn a_disk_full_to_the_last_octet_refuses_more_delivers_and_accepts_again() {
+    fill_by_mail("0B", 300_000);
+}
+
+#[test]
+fn a_disk_full_of_side_files_refuses_more_delivers_and_accepts_again() {
+    fill_by_mail("1MB", 1_500_000);
+}
+
+#[test]
+fn a_small_disk_carries_more_mail_than_it_holds() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let sink = Sink::new();
+    let gateway = Setup::to(sink.address).spool(&disk.spool()).start();
+    let mut sizes = BTreeMap::new();
+    let mut accepted = BTreeSet::new();
+    for n in 0..20 {
+        let token = eventually("mail to be accepted", || {
+            let token = format!("through-{n}-{}", sizes.len());
+            sizes.insert(token.clone(), 900_000);
+            offer_or_452(gateway.smtp(), &token, 900_000).then_some(token)
+        });
+        accepted.insert(token);
+        gateway.wait_empty();
+        // What the gateway knows of the disk is up to date, so that it stops at the floor and not at the end.
+        eventually("the free space to be known", || {
+            let free = statvfs(disk.folder.path()).unwrap();
+            let known = gateway.metric("mailsluice_spool_free_bytes");
+            (known == (free.f_bavail * free.f_frsize) as f64).then_some(())
+        });
+    }
+    sink.wait(accepted.len());
+    gateway.stop();
+    expect_once(&sink, &sizes, &accepted);
+}
+
+#[test]
+fn a_disk_that_fills_within_a_message_refuses_it_and_keeps_nothing_of_it() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let sink = Sink::new();
+    let gateway = Setup::to(sink.address).spool(&disk.spool()).start();
+    let mut client = Client::hello(gateway.smtp());
+    client.command("MAIL FROM:<a@example.com>", 250);
+    client.command("RCPT TO:<b@example.org>", 250);
+    client.command("DATA", 354);
+    let bytes = stuffed(&content("cut", 4_000_000));
+    let (begin, rest) = bytes.split_at(2_000_000);
+    client.send(begin);
+    let tmp = disk.spool().join("tmp");
+    eventually("the content to be on its way to disk", || {
+        let name = names(&tmp).pop()?;
+        (fs::metadata(tmp.join(name)).ok()?.len() > 1_500_000).then_some(())
+    });
+    disk.fill();
+    client.send(rest);
+    let reply = client.expect(452);
+    assert!(reply.starts_with("452 4.3.1 "), "{reply}");
+    client.command("NOOP", 250);
+    let left = || names(&tmp).len() + names(&disk.spool().join("bodies")).len();
+    eventually("what was received to be removed", || (left() == 0).then_some(()));
+    // What was removed has made room again, above the floor.
+    disk.fill();
+    eventually("/readyz to say so", || (gateway.get("/readyz").0 == 503).then_some(()));
+
+    disk.empty();
+    let mut sizes = BTreeMap::new();
+    let again = accepted_again(&gateway, &mut sizes);
+    sink.wait(1);
+    gateway.stop();
+    expect_once(&sink, &sizes, &BTreeSet::from([again]));
+}
+
+#[test]
+fn outcomes_that_a_full_disk_does_not_take_are_written_when_there_is_space() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let open = Arc::new(AtomicBool::new(false));
+    let is_open = Arc::clone(&open);
+    let sink = Sink::scripted(move |ask| {
+        let began = Instant::now();
+        while ask.is_content() && !is_open.load(Ordering::SeqCst) && began.elapsed() < PATIENCE {
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        Answer::Usual
+    });
+    let gateway = Setup::to(sink.address).spool(&disk.spool()).start();
+    let mut sizes = BTreeMap::new();
+    let mut accepted = BTreeSet::new();
+    for n in 0..60 {
+        let token = format!("before-{n}");
+        sizes.insert(token.clone(), 20_000);
+        assert!(offer_or_452(gateway.smtp(), &token, 20_000));
+        accepted.insert(token);
+    }
+    eventually("twenty to be in flight", || {
+        (gateway.metric("mailsluice_in_flight_messages") == 20.0).then_some(())
+    });
+    disk.fill();
+    assert!(!offer_or_452(gateway.smtp(), "refused", 20_000));
+    open.store(true, Ordering::SeqCst);
+    // None of them can be put down as done once the last page is used up.
+    sink.wait(20);
+    assert_eq!(gateway.get("/livez").0, 200);
+    disk.empty();
+    sink.wait(60);
+    gateway.wait_empty();
+    accepted.insert(accepted_again(&gateway, &mut sizes));
+    sink.wait(61);
+    gateway.stop();
+    expect_once(&sink, &sizes, &accepted);
+}
+
+#[test]
+fn under_min_free_mail_is_refused_at_once_and_readyz_says_so() {
+    let sink = Sink::new();
+    let gateway = Setup::to(sink.address).set("spool", "min_free = \"900000GB\"").start();
+    let mut client = Client::hello(gateway.smtp());
+    let reply = client.command("MAIL FROM:<a@example.com>", 452);
+    assert!(reply.starts_with("452 4.3.1 "), "{reply}");
+    client.command("RCPT TO:<b@example.org>", 503);
+    let (status, body) = gateway.get("/readyz");
+    assert_eq!(status, 503);
+    assert!(body.contains("spool.min_free"), "{body}");
+    assert_eq!(gateway.get("/livez").0, 200);
+    gateway.stop();
+}
+
+// --- torn and damaged files
+
+/// Has a gateway without a provider accept so many messages, one after another, and kills it.
+fn accept_and_kill(spool: &Path, n: usize) -> BTreeMap<String, usize> {
+    let gateway = Setup::none("hold").spool(spool).start();
+    let mut client = Client::hello(gateway.smtp());
+    let mut sizes = BTreeMap::new();
+    for n in 0..n {
+        let token = format!("kept-{n}-");
+        let size = if n == 3 { 1_200_000 } else { 1_000 + 500 * n };
+        client.mail("a@example.com", &["b@example.org"], content(&token, size));
+        sizes.insert(token, size);
+    }
+    gateway.kill();
+    sizes
+}
+
+#[test]
+fn a_torn_tail_costs_nothing_that_was_accepted_and_is_no_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().join("spool");
+    let mut sizes = accept_and_kill(&spool, 10);
+    let garbage = |n: usize, octets: Vec<u8>| {
+        let newest = segments(&spool).pop().unwrap();
+        OpenOptions::new().append(true).open(newest).unwrap().write_all(&octets).unwrap();
+        let gateway = Setup::none("hold").spool(&spool).start();
+        assert_eq!(gateway.metric("mailsluice_queue_messages{state=\"queued\"}"), n as f64);
+        assert!(!gateway.log_text().contains("damaged"), "{}", gateway.log_text());
+        let token = format!("then-{n}-");
+        Client::hello(gateway.smtp()).mail(
+            "a@example.com",
+            &["b@example.org"],
+            content(&token, 900),
+        );
+        gateway.kill();
+        (token, 900)
+    };
+    let mut random = fastrand::Rng::with_seed(1);
+    let noise = std::iter::repeat_with(|| random.u8(..)).take(5_000).collect();
+    sizes.extend([garbage(10, noise)]);
+    sizes.extend([garbage(11, vec![0; 4_096])]);
+    // The start of a record that was whole, at the place where the next one would be.
+    let newest = fs::read(segments(&spool).pop().unwrap()).unwrap();
+    sizes.extend([garbage(12, newest[64..364].to_vec())]);
+
+    let sink = Sink::new();
+    let gateway = Setup::to(sink.address).spool(&spool).start();
+    sink.wait(13);
+    gateway.wait_empty();
+    gateway.stop();
+    expect_once(&sink, &sizes, &sizes.keys().cloned().collect());
+    assert!(!spool.join("damaged").exists());
+}
+
+#[test]
+fn a_damaged_record_is_reported_and_kept_and_stops_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().join("spool");
+    let mut sizes = accept_and_kill(&spool, 20);
+    let segment = segments(&spool).pop().unwrap();
+    let bytes = fs::read(&segment).unwrap();
+    let place = bytes.windows(16).position(|part| part == b"Subject: kept-9-").unwrap();
+    let file = OpenOptions::new().write(true).open(&segment).unwrap();
+    file.write_all_at(&[bytes[place + 300] ^ 1], place as u64 + 300).unwrap();
+    let inode = file.metadata().unwrap().ino();
+
+    let sink = Sink::new();
+    let gateway = Setup::to(sink.address).spool(&spool).start();
+    sink.wait(19);
+    gateway.wait_empty();
+    let name = segment.file_name().unwrap().to_str().unwrap();
+    let told = gateway.events().into_iter().find(|event| {
+        event["level"] == "ERROR" && event["message"].as_str().unwrap_or_default().contains(name)
+    });
+    let told = told.unwrap_or_else(|| panic!("no word of {name}:\n{}", gateway.log_text()));
+    assert!(told["message"].as_str().unwrap().contains("the spool is damaged"), "{told}");
+    gateway.stop();
+    sizes.remove("kept-9-");
+    expect_once(&sink, &sizes, &sizes.keys().cloned().collect());
+
+    let kept = spool.join("damaged").join(name);
+    assert_eq!(fs::metadata(&kept).unwrap().ino(), inode);
+    let mut now = fs::read(&kept).unwrap();
+    now[place + 300] ^= 1;
+    assert!(now == bytes, "the damaged file is what it was");
+}

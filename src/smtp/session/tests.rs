@@ -14,6 +14,7 @@ struct Host {
     staged: Option<Vec<u8>>,
     until: Option<Instant>,
     aborted: usize,
+    objections: Vec<Objection>,
     closed: bool,
     /// Most memory that the session held while it waited.
     most: usize,
@@ -41,6 +42,7 @@ impl Host {
             staged: None,
             until: None,
             aborted: 0,
+            objections: Vec::new(),
             closed: false,
             most: 0,
         };
@@ -85,6 +87,10 @@ impl Host {
                     Seen::Body { full: first_rcpt(transaction).starts_with("no-disk") }
                 }
                 Step::Commit => Seen::Commit,
+                Step::Refused(objection) => {
+                    self.objections.push(objection);
+                    Seen::Done
+                }
                 Step::Abort => {
                     self.staged.take().expect("Begin was accepted, and no Commit or Abort came");
                     self.aborted += 1;
@@ -446,10 +452,46 @@ fn silence_in_content_ends_it() {
         let said = host.take();
         assert!(said.starts_with("421 4.4.2 "), "{said}");
         assert_eq!(said.contains("only CRLF.CRLF ends DATA"), bare, "{said}");
-        assert_eq!(host.session.bare_end_of_data(), bare);
+        assert_eq!(host.objections, [Objection::TimedOut { bare_end: bare }]);
         assert!(host.closed);
         assert_eq!((host.aborted, host.stored.len()), (1, 0));
     }
+}
+
+/// Nobody counted what was too large or had a lone newline, and what the driver refused was counted a second time.
+#[test]
+fn the_driver_is_told_once_what_speaks_against_a_message() {
+    let strict = || Settings { max_size: 100, bare_newline: BareNewline::Reject, ..settings() };
+    let long = "x".repeat(101);
+    let (large, bare) = (Objection::TooLarge, Objection::BareNewline);
+    let in_transaction = [
+        (format!("DATA\r\n{long}\r\n{long}\r\n."), large, 1),
+        (format!("DATA\r\nx\ny{long}\r\n."), bare, 1),
+        (format!("BDAT 101\r\n{long}BDAT 101 LAST\r\n{long}NOOP"), large, 0),
+        (format!("BDAT 9\r\n123456789BDAT 101\r\n{long}BDAT 101 LAST\r\n{long}NOOP"), large, 1),
+        ("BDAT 18446744073709551615 LAST".to_owned(), large, 0),
+        ("BDAT 3\r\nx\nyBDAT 2 LAST\r\na\r".to_owned(), bare, 1),
+        ("BDAT 2 LAST\r\nx\r".to_owned(), bare, 1),
+    ];
+    for (sent, objection, aborted) in &in_transaction {
+        let mut host = Host::new(strict());
+        host.say("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>");
+        host.say(sent);
+        assert_eq!((&host.objections[..], host.aborted), (&[*objection][..], *aborted), "{sent}");
+        assert!(host.stored.is_empty());
+    }
+    let mut host = Host::new(strict());
+    host.say("MAIL FROM:<a@b> SIZE=101");
+    assert_eq!((host.objections, host.aborted), (vec![large], 0));
+
+    let mut host = Host::new(settings());
+    host.say("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nBDAT 1\r\nx");
+    host.wait(settings().command_timeout);
+    assert_eq!(host.objections, [Objection::TimedOut { bare_end: false }]);
+
+    let mut host = open("no-disk@d");
+    host.say("DATA\r\nSubject: x");
+    assert_eq!((host.objections, host.aborted), (Vec::new(), 1), "the driver knows already");
 }
 
 #[test]
@@ -610,7 +652,7 @@ fn repeated_recipients_are_kept_once() {
 }
 
 /// What a session says, stores and drops, fed by `pieces`.
-fn transcript(settings: &Settings, pieces: &[&[u8]]) -> (String, Vec<Stored>, bool) {
+fn transcript(settings: &Settings, pieces: &[&[u8]]) -> (String, Vec<Stored>, Vec<Objection>) {
     let mut host = Host::new(settings.clone());
     for piece in pieces {
         host.send(piece);
@@ -622,7 +664,7 @@ fn transcript(settings: &Settings, pieces: &[&[u8]]) -> (String, Vec<Stored>, bo
         host.run();
         assert!(host.closed);
     }
-    (host.take(), host.stored, host.session.bare_end_of_data())
+    (host.take(), host.stored, host.objections)
 }
 
 /// Whole sessions made of what matters, whole and at random cuts: the same is said and stored.
@@ -708,7 +750,7 @@ fn any_session_goes_the_same_wherever_it_is_cut() {
         };
         let errors = [3, 30][rng.below(2)];
         let settings = Settings { max_size, max_recipients: 2, errors, bare_newline, ..settings() };
-        let (whole, stored, _) = transcript(&settings, &[&input]);
+        let (whole, stored, objections) = transcript(&settings, &[&input]);
         let mut pieces = Vec::new();
         let mut rest = input.as_slice();
         while !rest.is_empty() {
@@ -717,7 +759,7 @@ fn any_session_goes_the_same_wherever_it_is_cut() {
             rest = after;
         }
         for pieces in [pieces, input.chunks(1).collect()] {
-            let (cut, cut_stored, _) = transcript(&settings, &pieces);
+            let (cut, cut_stored, cut_objections) = transcript(&settings, &pieces);
             let shown = input.escape_ascii();
             // Whether more input was at hand when DATA was refused depends on the cut: that is R15, and the one
             // difference there may be.
@@ -730,6 +772,7 @@ fn any_session_goes_the_same_wherever_it_is_cut() {
                 None => {
                     assert_eq!(cut, whole, "seed {seed}: {shown}");
                     assert_eq!(cut_stored, stored, "seed {seed}: {shown}");
+                    assert_eq!(cut_objections, objections, "seed {seed}: {shown}");
                 }
             }
         }

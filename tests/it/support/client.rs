@@ -43,17 +43,21 @@ impl Client {
         self.stream.write_all(bytes.as_ref()).unwrap();
     }
 
+    /// Reads one line, without its CRLF; none at the end of the connection.
+    pub fn line(&mut self) -> Option<String> {
+        let mut line = Vec::new();
+        let n = self.reader.read_until(b'\n', &mut line).unwrap_or(0);
+        let line = line.strip_suffix(b"\r\n").unwrap_or(&line);
+        (n > 0).then(|| String::from_utf8_lossy(line).into_owned())
+    }
+
     /// Reads one reply, with all its lines; none at the end of the connection.
     pub fn reply(&mut self) -> Option<String> {
         let mut reply = String::new();
         loop {
-            let mut line = Vec::new();
-            let n = self.reader.read_until(b'\n', &mut line).unwrap_or(0);
-            if n == 0 {
-                return None;
-            }
-            let line = String::from_utf8_lossy(&line).into_owned();
+            let line = self.line()?;
             reply.push_str(&line);
+            reply.push_str("\r\n");
             if line.as_bytes().get(3) != Some(&b'-') {
                 return Some(reply);
             }

@@ -169,6 +169,14 @@ impl Gateway {
         self.child.id()
     }
 
+    /// The most memory that the process has had resident, in kB.
+    #[track_caller]
+    pub fn peak_memory_kb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        peak.unwrap().trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -219,7 +227,8 @@ impl Gateway {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// Waits until no message is queued.
+    /// Waits until no message is queued. One that was accepted a moment ago may not be counted yet: first wait for what
+    /// becomes of it.
     #[track_caller]
     pub fn wait_empty(&self) {
         eventually("the queue to be empty", || {
@@ -262,6 +271,12 @@ impl Gateway {
         }
     }
 
+    /// Waits until the log holds that text.
+    #[track_caller]
+    pub fn wait_log(&self, text: &str) {
+        eventually(text, || self.log_text().contains(text).then_some(()));
+    }
+
     /// `kill -9`.
     pub fn kill(mut self) -> TempDir {
         self.child.kill().unwrap();
@@ -275,11 +290,9 @@ impl Gateway {
     }
 
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill")
-            .arg(format!("-{name}"))
-            .arg(self.pid().to_string())
-            .status()
-            .unwrap();
+        // The shell has it built in; as a program it is not everywhere.
+        let kill = format!("kill -{name} {}", self.pid());
+        let status = Command::new("sh").args(["-c", &kill]).status().unwrap();
         assert!(status.success());
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 pub mod client;
 pub mod dialog;
 pub mod gateway;
+pub mod peers;
 pub mod sink;
 
 /// Long enough for a slow machine; a test that passes never waits for it.

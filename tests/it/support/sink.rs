@@ -127,6 +127,14 @@ impl Taken {
         }
     }
 
+    /// The id that the gateway's Received line names.
+    #[track_caller]
+    pub fn id(&self) -> String {
+        let text = self.text();
+        let id = text.split_once(" id ").and_then(|(_, rest)| rest.split_once(';'));
+        id.unwrap_or_else(|| panic!("no id in {text}")).0.to_owned()
+    }
+
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.content).into_owned()
     }
@@ -218,6 +226,20 @@ impl Sink {
     /// When each connection was opened.
     pub fn opened(&self) -> Vec<Instant> {
         self.state.opened.lock().unwrap().clone()
+    }
+
+    /// Waits until a message with that id was taken.
+    #[track_caller]
+    pub fn wait_id(&self, id: &str) -> Taken {
+        let began = Instant::now();
+        let mut taken = self.state.taken.lock().unwrap();
+        loop {
+            if let Some(it) = taken.iter().find(|it| it.id() == id) {
+                return it.clone();
+            }
+            assert!(began.elapsed() < PATIENCE, "{id} did not come within {PATIENCE:?}");
+            taken = self.state.more.wait_timeout(taken, Duration::from_millis(100)).unwrap().0;
+        }
     }
 
     /// Waits until at least `n` messages were taken, and returns all.

@@ -1,0 +1,231 @@
+//! Real programs as peers: finding them, and a Postfix of our own.
+
+use std::fs::{self, Permissions};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use super::client::Client;
+use super::eventually;
+
+/// Whether the program is installed. Where it is not, the test says so and ends, or fails where peers are required.
+#[track_caller]
+pub fn need(program: &str) -> bool {
+    let found = find(program).is_some();
+    if !found {
+        skip(&format!("{program} is not installed"));
+    }
+    found
+}
+
+/// Says that a test does not run; a failure where peers are required.
+#[track_caller]
+pub fn skip(why: &str) {
+    println!("skipped: {why}");
+    let required = std::env::var("MAILSLUICE_REQUIRE_PEERS").is_ok_and(|value| value == "1");
+    assert!(!required, "{why}, and MAILSLUICE_REQUIRE_PEERS is set");
+}
+
+/// The path of an installed program.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    // Not in the path of everyone.
+    folders.extend(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from));
+    folders.iter().map(|folder| folder.join(program)).find(|path| path.is_file())
+}
+
+pub fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+}
+
+/// A port that was free a moment ago, for a peer that cannot choose one by itself.
+pub fn free_port() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}
+
+/// A peer as a child process, asked to end when it goes.
+pub struct Peer {
+    child: Child,
+}
+
+impl Peer {
+    /// Starts it and waits until something listens at `address`.
+    #[track_caller]
+    pub fn start(command: &mut Command, address: SocketAddr) -> Self {
+        let child =
+            command.stdin(Stdio::null()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        let mut peer = Self { child };
+        eventually(&format!("{command:?} to listen"), || {
+            assert!(peer.child.try_wait().unwrap().is_none(), "{command:?} ended");
+            TcpStream::connect(address).ok()
+        });
+        peer
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let kill = format!("kill {}", self.child.id());
+            drop(Command::new("sh").args(["-c", &kill]).status());
+        }
+        for _ in 0..1_000 {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::park_timeout(std::time::Duration::from_millis(5));
+        }
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Debian's Postfix with configuration, queue and data of its own, which relays everything to one server and changes
+/// nothing but for its own Received line.
+pub struct Postfix {
+    pub address: SocketAddr,
+    _peer: Peer,
+    folder: TempDir,
+}
+
+impl Postfix {
+    /// None where it is not installed, or we may not run it.
+    #[track_caller]
+    pub fn start(relay_to: SocketAddr) -> Option<Self> {
+        if !need("postfix") || !need("postconf") {
+            return None;
+        }
+        if !is_root() {
+            println!("skipped: Postfix needs root");
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+        for name in ["etc", "queue", "data"] {
+            fs::create_dir(path.join(name)).unwrap();
+        }
+        run(Command::new("chown").arg("postfix").arg(path.join("data")));
+        let address = free_port();
+        let daemons = run(Command::new("postconf").args(["-dh", "daemon_directory"]));
+        let daemons = Path::new(daemons.trim());
+        fs::write(path.join("etc/main.cf"), main_cf(path, relay_to)).unwrap();
+        fs::write(path.join("etc/master.cf"), master_cf(address)).unwrap();
+        for name in ["dynamicmaps.cf", "postfix-files"] {
+            if let Ok(text) = fs::read(Path::new("/etc/postfix").join(name)) {
+                fs::write(path.join("etc").join(name), text).unwrap();
+            }
+        }
+        // Makes the folders of the queue.
+        run(Command::new("postfix").arg("-c").arg(path.join("etc")).arg("check"));
+        // In the foreground, so that it is our child.
+        let mut master = Command::new(daemons.join("master"));
+        master.arg("-c").arg(path.join("etc")).arg("-s");
+        master.stdout(Stdio::null()).stderr(Stdio::null());
+        let peer = Peer::start(&mut master, address);
+        Client::connect(address).command("QUIT", 221);
+        Some(Self { address, _peer: peer, folder })
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("mail.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Postfix {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let from = lines.len().saturating_sub(50);
+            eprintln!("--- the end of Postfix's log\n{}\n---", lines[from..].join("\n"));
+        }
+    }
+}
+
+fn main_cf(folder: &Path, relay_to: SocketAddr) -> String {
+    let (folder, ip, port) = (folder.display(), relay_to.ip(), relay_to.port());
+    format!(
+        "compatibility_level = 3.6
+queue_directory = {folder}/queue
+data_directory = {folder}/data
+maillog_file_prefixes = {folder}
+maillog_file = {folder}/mail.log
+myhostname = postfix.test
+mydestination =
+mynetworks = 127.0.0.0/8
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+relayhost = [{ip}]:{port}
+disable_dns_lookups = yes
+smtp_dns_support_level = disabled
+smtp_host_lookup = native
+smtpd_peername_lookup = no
+alias_maps =
+alias_database =
+local_recipient_maps =
+biff = no
+message_size_limit = 100000000
+append_dot_mydomain = no
+append_at_myorigin = no
+local_header_rewrite_clients =
+remote_header_rewrite_domain =
+smtp_line_length_limit = 0
+header_size_limit = 1000000
+enable_long_queue_ids = yes
+in_flow_delay = 0
+default_process_limit = 50
+default_destination_concurrency_limit = 20
+initial_destination_concurrency = 20
+smtpd_client_connection_count_limit = 0
+smtpd_client_connection_rate_limit = 0
+"
+    )
+}
+
+fn master_cf(listen: SocketAddr) -> String {
+    format!(
+        "{listen} inet n - n - - smtpd
+cleanup unix n - n - 0 cleanup
+qmgr unix n - n 300 1 qmgr
+pickup unix n - n 60 1 pickup
+rewrite unix - - n - - trivial-rewrite
+bounce unix - - n - 0 bounce
+defer unix - - n - 0 bounce
+trace unix - - n - 0 bounce
+verify unix - - n - 1 verify
+tlsmgr unix - - n 1000? 1 tlsmgr
+flush unix n - n 1000? 0 flush
+proxymap unix - - n - - proxymap
+proxywrite unix - - n - 1 proxymap
+smtp unix - - n - - smtp
+relay unix - - n - - smtp
+showq unix n - n - - showq
+error unix - - n - - error
+retry unix - - n - - error
+discard unix - - n - - discard
+anvil unix - - n - 1 anvil
+scache unix - - n - 1 scache
+postlog unix-dgram n - n - 1 postlogd
+"
+    )
+}
+
+/// Runs a command to its end, expects success, and returns what it said.
+#[track_caller]
+pub fn run(command: &mut Command) -> String {
+    let output =
+        command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(output.status.success(), "{command:?}: {}\n{said}", output.status);
+    said
+}
