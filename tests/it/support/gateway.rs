@@ -181,10 +181,6 @@ impl Gateway {
         self.folder.path()
     }
 
-    pub fn config(&self) -> PathBuf {
-        self.folder.path().join("mailsluice.toml")
-    }
-
     /// The address of the first SMTP listener on TCP.
     #[track_caller]
     pub fn smtp(&self) -> SocketAddr {

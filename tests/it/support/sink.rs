@@ -18,8 +18,6 @@ pub struct Ask<'a> {
     /// The command line without its end; `(greeting)` when a connection opens; `(receiving)` after 354, before any
     /// content is read, where the usual answer is none; `(content)` after the final dot.
     pub line: &'a str,
-    /// Connections opened so far, this one included.
-    pub connection: usize,
     /// The commands MAIL on all connections so far, this one included where it is one.
     pub mails: usize,
     /// The transaction so far.
@@ -270,14 +268,10 @@ impl Drop for Sink {
 impl State {
     fn serve(&self, stream: &TcpStream) -> std::io::Result<()> {
         stream.set_nodelay(true)?;
-        let connection = {
-            let mut opened = self.opened.lock().unwrap();
-            opened.push(Instant::now());
-            opened.len()
-        };
+        self.opened.lock().unwrap().push(Instant::now());
         let mut reader = BufReader::new(stream.try_clone()?);
         let mut taken = None;
-        if !self.answer(stream, "(greeting)", connection, &mut taken)? {
+        if !self.answer(stream, "(greeting)", &mut taken)? {
             return Ok(());
         }
         loop {
@@ -287,13 +281,13 @@ impl State {
             }
             let line = String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned();
             self.lines.lock().unwrap().push(line.clone());
-            let go_on = self.answer(stream, &line, connection, &mut taken)?;
+            let go_on = self.answer(stream, &line, &mut taken)?;
             if !go_on {
                 return Ok(());
             }
             let in_data = taken.as_ref().is_some_and(|taken: &Open| taken.data);
             if in_data {
-                if !self.answer(stream, "(receiving)", connection, &mut taken)? {
+                if !self.answer(stream, "(receiving)", &mut taken)? {
                     return Ok(());
                 }
                 let mut content = Vec::new();
@@ -317,7 +311,7 @@ impl State {
                 if let Some(open) = &mut taken {
                     open.taken.content = content;
                 }
-                if !self.answer(stream, "(content)", connection, &mut taken)? {
+                if !self.answer(stream, "(content)", &mut taken)? {
                     return Ok(());
                 }
                 taken = None;
@@ -333,7 +327,6 @@ impl State {
         &self,
         mut stream: &TcpStream,
         line: &str,
-        connection: usize,
         open: &mut Option<Open>,
     ) -> std::io::Result<bool> {
         let verb = line.split([' ', ':']).next().unwrap_or_default().to_ascii_uppercase();
@@ -349,7 +342,6 @@ impl State {
         }
         let ask = Ask {
             line,
-            connection,
             mails: self.mails.load(Ordering::SeqCst),
             from: open.as_ref().map_or("", |open| &open.taken.from),
             to: open.as_ref().map_or(&[], |open| &open.taken.to),
