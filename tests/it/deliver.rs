@@ -318,5 +318,4 @@ fn many_messages_of_many_clients_arrive_each_once() {
         assert!(seen.insert(n), "{n} came twice");
     }
     assert_eq!(seen.len(), MESSAGES);
-    assert!(sink.connections() <= 30, "{}", sink.connections());
 }
