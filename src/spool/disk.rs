@@ -1,29 +1,71 @@
-//! The seam to the operating system: every change on disk goes through here, so that tests can make any of them fail.
-//!
-//! Reading goes past it: what is read is checked anyway.
+//! The seam to the operating system: everything on disk is done through here, so that tests can make any operation fail,
+//! and can cut the power after any.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io;
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, flock};
 
 pub(super) trait Disk: Send + Sync + 'static {
-    /// A new file, mode 0600 whatever the umask, open for reading and writing.
-    fn create(&self, path: &Path) -> io::Result<File>;
-    /// A folder, mode 0700 whatever the umask; it may be there already.
-    fn create_dir(&self, path: &Path) -> io::Result<()>;
-    /// All of `bytes`. After an error any part of them may be there.
-    fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()>;
-    /// Content and length are on stable storage.
-    fn sync(&self, file: &File) -> io::Result<()>;
+    /// A new file, mode 0600 whatever the umask.
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// A file that is there.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// The same for whoever reads it past the seam: the content of a message on its way out.
+    fn open_body(&self, path: &Path) -> io::Result<File>;
+    /// A folder, mode 0700 whatever the umask; it may be there already. Whether it is new.
+    fn create_dir(&self, path: &Path) -> io::Result<bool>;
+    /// The names in a folder that can be ours.
+    fn names(&self, folder: &Path) -> io::Result<Vec<String>>;
     /// Names of the folder are on stable storage.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
-    fn truncate(&self, file: &File, len: u64) -> io::Result<()>;
+    /// What was at `to` is replaced.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Octets that are free to us on the file system of `path`.
     fn free(&self, path: &Path) -> io::Result<u64>;
+    /// Makes sure that no other process has it, for as long as what is returned lives.
+    fn lock(&self, path: &Path) -> Result<Lock, LockError>;
+}
+
+/// An open file.
+pub(super) trait DiskFile: Send + Sync {
+    fn len(&self) -> io::Result<u64>;
+    /// Fills `bytes`, or fails.
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
+    /// All of `bytes`. After an error any part of them may be there.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Content and length are on stable storage.
+    fn sync(&self) -> io::Result<()>;
+    fn truncate(&self, len: u64) -> io::Result<()>;
+}
+
+/// Held until it is dropped.
+pub(super) type Lock = Box<dyn Send>;
+
+#[derive(Debug)]
+pub(super) enum LockError {
+    /// What the holder wrote of itself.
+    Held(String),
+    Io(io::Error),
+}
+
+impl From<io::Error> for LockError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// All of a file.
+pub(super) fn read(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
+    let file = disk.open(path)?;
+    let mut bytes = vec![0; usize::try_from(file.len()?).map_err(io::Error::other)?];
+    file.read_at(&mut bytes, 0)?;
+    Ok(bytes)
 }
 
 /// The disk as it is.
@@ -31,32 +73,40 @@ pub(super) trait Disk: Send + Sync + 'static {
 pub(super) struct RealDisk;
 
 impl Disk for RealDisk {
-    fn create(&self, path: &Path) -> io::Result<File> {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create_new(true).mode(0o600).open(path)?;
         file.set_permissions(Permissions::from_mode(0o600))?;
-        Ok(file)
+        Ok(Arc::new(file))
     }
 
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        // What is only read may be on a disk that is mounted read-only.
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path)?,
+            opened => opened?,
+        };
+        Ok(Arc::new(file))
+    }
+
+    fn open_body(&self, path: &Path) -> io::Result<File> {
+        File::open(path)
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<bool> {
+        let is_new = !path.exists();
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-        fs::set_permissions(path, Permissions::from_mode(0o700))
+        fs::set_permissions(path, Permissions::from_mode(0o700))?;
+        Ok(is_new)
     }
 
-    fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-        file.write_all_at(bytes, offset)
-    }
-
-    fn sync(&self, file: &File) -> io::Result<()> {
-        file.sync_data()
+    fn names(&self, folder: &Path) -> io::Result<Vec<String>> {
+        let entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
+        Ok(entries.into_iter().filter_map(|entry| entry.file_name().into_string().ok()).collect())
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         File::open(path)?.sync_all()
-    }
-
-    fn truncate(&self, file: &File, len: u64) -> io::Result<()> {
-        file.set_len(len)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -74,5 +124,51 @@ impl Disk for RealDisk {
     fn free(&self, path: &Path) -> io::Result<u64> {
         let space = rustix::fs::statvfs(path)?;
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
+    }
+
+    fn lock(&self, path: &Path) -> Result<Lock, LockError> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let mut file = options.open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                file.take(64).read_to_string(&mut holder)?;
+                return Err(LockError::Held(holder.trim().to_owned()));
+            }
+            Err(error) => return Err(LockError::Io(error.into())),
+        }
+        let mut write = || {
+            file.set_permissions(Permissions::from_mode(0o600))?;
+            file.set_len(0)?;
+            file.rewind()?;
+            file.write_all(format!("{}\n", std::process::id()).as_bytes())
+        };
+        // Who holds it is only for the message of another: a full disk must not keep the spool from being opened.
+        drop(write());
+        Ok(Box::new(file))
+    }
+}
+
+impl DiskFile for File {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(bytes, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.set_len(len)
     }
 }

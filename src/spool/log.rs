@@ -1,19 +1,14 @@
 //! The engine: a segmented log behind the trait.
 
 use std::fmt;
-use std::fs::{File, OpenOptions, Permissions};
-use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use bytes::Bytes;
-use rustix::fs::{FlockOperation, flock};
-
-use super::disk::{Disk, RealDisk};
+use super::disk::{Disk, LockError, RealDisk};
 use super::index::{Entry, Index};
 use super::record::{self, Place, Record};
 use super::recover;
@@ -23,6 +18,7 @@ use super::{Durability, Failure, Health, Op, Spool, SpoolError, Staged, Stored, 
 use crate::clock;
 use crate::config;
 use crate::envelope::{Body, BodyFile, Head, Progress, SpoolId};
+use bytes::Bytes;
 
 /// The spool of one daemon.
 #[derive(Debug)]
@@ -111,12 +107,20 @@ impl Log {
         config: &config::Spool,
     ) -> Result<(Self, Report), OpenError> {
         let paths = Paths::new(&config.path);
-        let is_new = !paths.root.exists();
+        let mut is_new = false;
         for path in [&paths.root, &paths.log, &paths.bodies, &paths.tmp] {
             let create = disk.create_dir(path);
-            create.map_err(Failure::at(format!("making the folder {}", path.display())))?;
+            let created =
+                create.map_err(Failure::at(format!("making the folder {}", path.display())))?;
+            is_new |= created && *path == paths.root;
         }
-        let lock = hold(&paths.root)?;
+        let lock_path = paths.root.join("lock");
+        let lock = disk.lock(&lock_path).map_err(|error| match error {
+            LockError::Held(holder) => OpenError::Locked { path: paths.root.clone(), holder },
+            LockError::Io(error) => {
+                OpenError::Io(format!("locking {}", lock_path.display()), error)
+            }
+        })?;
         // The folder above may be one that we may not read: it is asked only when it has a new name in it.
         let above = paths.root.parent().filter(|_| is_new);
         for path in above.into_iter().chain([&*paths.root]) {
@@ -320,7 +324,8 @@ impl Shared {
             }
             Some(file) => {
                 let path = self.paths.bodies.join(&*file.name);
-                let open = File::open(&path).and_then(|open| Ok((open.metadata()?.len(), open)));
+                let open =
+                    self.disk.open_body(&path).and_then(|open| Ok((open.metadata()?.len(), open)));
                 match open {
                     Ok((len, open)) if len == file.len => {
                         let (file, crc32c) = (Arc::new(open), file.crc32c);
@@ -348,7 +353,7 @@ impl Shared {
         let path = self.paths.segment(place.segment);
         let read = || {
             let mut bytes = vec![0; len];
-            File::open(&path)?.read_exact_at(&mut bytes, place.offset)?;
+            self.disk.open(&path)?.read_at(&mut bytes, place.offset)?;
             Ok(bytes)
         };
         read().map_err(|error: io::Error| match error.kind() {
@@ -389,36 +394,6 @@ impl Paths {
     pub(super) fn segment(&self, number: u64) -> PathBuf {
         self.log.join(segment::name(number))
     }
-}
-
-/// Makes sure that no other process has the spool, for as long as the file is open.
-fn hold(root: &Path) -> Result<File, OpenError> {
-    let path = root.join("lock");
-    let at = |doing: &str| Failure::at(format!("{doing} {}", path.display()));
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let mut file = options.open(&path).map_err(at("opening"))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut holder = String::new();
-            file.read_to_string(&mut holder).map_err(at("reading"))?;
-            return Err(OpenError::Locked {
-                path: root.to_owned(),
-                holder: holder.trim().to_owned(),
-            });
-        }
-        Err(error) => return Err(at("locking")(error.into()).into()),
-    }
-    let mut write = || {
-        file.set_permissions(Permissions::from_mode(0o600))?;
-        file.set_len(0)?;
-        file.rewind()?;
-        file.write_all(format!("{}\n", std::process::id()).as_bytes())
-    };
-    // Who holds it is only for the message of another: a full disk must not keep the spool from being opened.
-    drop(write());
-    Ok(file)
 }
 
 /// Room on the file system, and what is on its way there.

@@ -1,14 +1,13 @@
 //! The start: reads the log once and says what is in it.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io;
 use std::path::Path;
 
 use tracing::warn;
 
 use super::Failure;
-use super::disk::Disk;
+use super::disk::{self, Disk};
 use super::index::Index;
 use super::log::{OpenError, Paths, Report};
 use super::segment::{self, Header};
@@ -24,9 +23,10 @@ pub(super) struct Recovered {
 
 /// Reads all segments, puts aside what is damaged, removes what no message names. Changes no segment.
 pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenError> {
-    let segments = list(paths)?;
+    let segments = list(disk, paths)?;
     let headers: Vec<_> = segments.iter().filter_map(|segment| segment.header).collect();
     let mut replay = Replay {
+        disk,
         paths,
         index: Index::default(),
         report: Report::default(),
@@ -43,7 +43,7 @@ pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenEr
     for (at, segment) in segments.iter().enumerate() {
         if at >= last_good {
             let path = paths.segment(segment.number);
-            let sync = File::open(&path).and_then(|file| disk.sync(&file));
+            let sync = disk.open(&path).and_then(|file| file.sync());
             sync.map_err(Failure::at(format!("syncing {}", path.display())))?;
         }
         replay.segment(segment, &segments[at + 1..])?;
@@ -53,8 +53,8 @@ pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenEr
         let sync = disk.sync_dir(&paths.log);
         sync.map_err(Failure::at(format!("syncing {}", paths.log.display())))?;
     }
-    replay.put_aside(disk)?;
-    replay.tidy_files(disk)?;
+    replay.put_aside()?;
+    replay.tidy_files()?;
     replay.report.messages = replay.index.len();
 
     let void_from = replay.expected.unwrap_or(1);
@@ -76,17 +76,19 @@ struct Listed {
     proven: u64,
 }
 
-fn list(paths: &Paths) -> Result<Vec<Listed>, OpenError> {
-    let numbers = names(&paths.log)?.iter().filter_map(|name| segment::parse_name(name)).collect();
+fn list(disk: &dyn Disk, paths: &Paths) -> Result<Vec<Listed>, OpenError> {
+    let numbers =
+        names(disk, &paths.log)?.iter().filter_map(|name| segment::parse_name(name)).collect();
     let numbers: BTreeSet<u64> = numbers;
     let mut segments = Vec::with_capacity(numbers.len());
     for number in numbers {
         let path = paths.segment(number);
-        let read = || {
-            let file = File::open(&path)?;
-            let mut start = Vec::new();
-            let len = file.metadata()?.len();
-            file.take(segment::HEADER as u64).read_to_end(&mut start)?;
+        let read = || -> io::Result<(u64, Vec<u8>)> {
+            let file = disk.open(&path)?;
+            let len = file.len()?;
+            let mut start =
+                vec![0; usize::try_from(len).unwrap_or(usize::MAX).min(segment::HEADER)];
+            file.read_at(&mut start, 0)?;
             Ok((len, start))
         };
         let (len, start) = read().map_err(Failure::at(format!("reading {}", path.display())))?;
@@ -101,13 +103,14 @@ fn list(paths: &Paths) -> Result<Vec<Listed>, OpenError> {
     }
     let key = segments.iter().find_map(|segment| segment.header).map(|header| header.key);
     for listed in segments.iter_mut().filter(|segment| segment.header.is_none()) {
-        let bytes = read(paths, listed.number)?;
+        let bytes = read(disk, paths, listed.number)?;
         listed.proven = segment::scan(&bytes, listed.number, key).proven;
     }
     Ok(segments)
 }
 
 struct Replay<'a> {
+    disk: &'a dyn Disk,
     paths: &'a Paths,
     index: Index,
     report: Report,
@@ -127,7 +130,7 @@ struct Replay<'a> {
 impl Replay<'_> {
     fn segment(&mut self, listed: &Listed, later: &[Listed]) -> Result<(), OpenError> {
         let number = listed.number;
-        let bytes = read(self.paths, number)?;
+        let bytes = read(self.disk, self.paths, number)?;
         let scan = segment::scan(&bytes, number, self.key);
         self.index.segments.entry(number).or_default().len = listed.len;
         self.key = self.key.or(scan.key);
@@ -213,7 +216,8 @@ impl Replay<'_> {
     }
 
     /// Keeps damaged segments under a second name: in the log they are removed when all else in them is done.
-    fn put_aside(&mut self, disk: &dyn Disk) -> Result<(), OpenError> {
+    fn put_aside(&mut self) -> Result<(), OpenError> {
+        let disk = self.disk;
         if self.damaged.is_empty() {
             return Ok(());
         }
@@ -236,13 +240,18 @@ impl Replay<'_> {
     }
 
     /// Side files that no message names are left over from a crash, or belong to a record that is damaged.
-    fn tidy_files(&mut self, disk: &dyn Disk) -> Result<(), OpenError> {
-        let mut stray: BTreeSet<String> = names(&self.paths.bodies)?.into_iter().collect();
+    fn tidy_files(&mut self) -> Result<(), OpenError> {
+        let disk = self.disk;
+        let mut stray: BTreeSet<String> = names(disk, &self.paths.bodies)?.into_iter().collect();
         for (id, entry) in self.index.entries() {
             let Some(file) = &entry.file else { continue };
             let path = self.paths.bodies.join(&*file.name);
             let is_there = stray.remove(&*file.name);
-            let len = if is_there { fs::metadata(&path).map_or(0, |found| found.len()) } else { 0 };
+            let len = if is_there {
+                disk.open(&path).and_then(|file| file.len()).unwrap_or(0)
+            } else {
+                0
+            };
             if len != file.len {
                 let (path, should) = (path.display(), file.len);
                 self.report.damaged.push(match is_there {
@@ -254,40 +263,38 @@ impl Replay<'_> {
         for name in &stray {
             let path = self.paths.bodies.join(name);
             match self.damaged.is_empty() {
-                true => self.remove_stray(disk, &path),
+                true => self.remove_stray(&path),
                 false => {
                     let moved = disk.rename(&path, &self.paths.damaged.join(name));
                     moved.map_err(Failure::at(format!("putting aside {}", path.display())))?;
                 }
             }
         }
-        for name in names(&self.paths.tmp)? {
-            self.remove_stray(disk, &self.paths.tmp.join(name));
+        for name in names(disk, &self.paths.tmp)? {
+            self.remove_stray(&self.paths.tmp.join(name));
         }
         Ok(())
     }
 
     /// It only takes space: no reason not to start.
-    fn remove_stray(&mut self, disk: &dyn Disk, path: &Path) {
-        match disk.remove(path) {
+    fn remove_stray(&mut self, path: &Path) {
+        match self.disk.remove(path) {
             Ok(()) => self.report.strays += 1,
             Err(error) => warn!("{} stays until the next start: {error}", path.display()),
         }
     }
 }
 
-fn read(paths: &Paths, number: u64) -> Result<Vec<u8>, OpenError> {
+fn read(disk: &dyn Disk, paths: &Paths, number: u64) -> Result<Vec<u8>, OpenError> {
     let path = paths.segment(number);
-    Ok(fs::read(&path).map_err(Failure::at(format!("reading {}", path.display())))?)
+    let read = disk::read(disk, &path);
+    Ok(read.map_err(Failure::at(format!("reading {}", path.display())))?)
 }
 
 /// The names in a folder that can be ours.
-fn names(folder: &Path) -> Result<Vec<String>, OpenError> {
-    let read = || -> io::Result<Vec<String>> {
-        let entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
-        Ok(entries.into_iter().filter_map(|entry| entry.file_name().into_string().ok()).collect())
-    };
-    Ok(read().map_err(Failure::at(format!("reading the folder {}", folder.display())))?)
+fn names(disk: &dyn Disk, folder: &Path) -> Result<Vec<String>, OpenError> {
+    let names = disk.names(folder);
+    Ok(names.map_err(Failure::at(format!("reading the folder {}", folder.display())))?)
 }
 
 fn name(number: u64) -> String {

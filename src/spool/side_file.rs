@@ -1,12 +1,12 @@
 //! Contents on their way in: small ones stay in memory, large ones go to a file of their own.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::mem;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::disk::DiskFile;
 use super::log::{Counted, Shared};
 use super::{Failure, SpoolError, Stage, Staged};
 use crate::clock;
@@ -97,7 +97,7 @@ enum Content {
 struct Writing {
     guard: Guard,
     name: String,
-    file: Arc<File>,
+    file: Arc<dyn DiskFile>,
     /// Not yet in the file.
     buffer: Vec<u8>,
     written: u64,
@@ -171,7 +171,7 @@ impl Writing {
             let create = shared.disk.create(&path);
             let file = create.map_err(Failure::at(format!("creating {}", path.display())))?;
             let guard = Guard { shared, path: Some(path) };
-            Ok(Self { guard, name, file: Arc::new(file), buffer, written: 0, crc32c: 0 })
+            Ok(Self { guard, name, file, buffer, written: 0, crc32c: 0 })
         })
         .await
     }
@@ -179,9 +179,8 @@ impl Writing {
     /// Writes what waits, in pieces.
     async fn flush(mut self) -> Result<Self, SpoolError> {
         blocking(move || {
-            let disk = &self.guard.shared.disk;
             for piece in self.buffer.chunks(PIECE) {
-                let write = disk.write_at(&self.file, piece, self.written);
+                let write = self.file.write_at(piece, self.written);
                 write.map_err(Failure::at("writing a side file"))?;
                 self.written += piece.len() as u64;
                 self.crc32c = crc32c::crc32c_append(self.crc32c, piece);
@@ -197,7 +196,7 @@ impl Writing {
     async fn finish(mut self) -> Result<StagedFile, SpoolError> {
         blocking(move || {
             let shared = Arc::clone(&self.guard.shared);
-            let sync = shared.disk.sync(&self.file);
+            let sync = self.file.sync();
             sync.map_err(Failure::at("syncing a side file"))?;
             let from = shared.paths.tmp.join(&self.name);
             let to = shared.paths.bodies.join(&self.name);

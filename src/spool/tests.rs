@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tempfile::TempDir;
 
-use super::disk::{Disk, RealDisk};
+use super::disk::{Disk, DiskFile, Lock, LockError, RealDisk};
 use super::log::{Log, OpenError, Report};
 use super::*;
 use crate::config;
@@ -24,7 +24,18 @@ const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
 /// The real disk without waiting for it, and with faults on demand.
-struct TestDisk {
+#[derive(Clone)]
+struct TestDisk(Arc<Faults>);
+
+impl std::ops::Deref for TestDisk {
+    type Target = Faults;
+
+    fn deref(&self) -> &Faults {
+        &self.0
+    }
+}
+
+struct Faults {
     /// Operations so far.
     count: AtomicU64,
     /// Operations from this one on fail, so many of them, with this error.
@@ -41,9 +52,15 @@ struct TestDisk {
     gate_opened: Condvar,
 }
 
+/// A file of a [`TestDisk`].
+struct TestFile {
+    disk: TestDisk,
+    file: Arc<dyn DiskFile>,
+}
+
 impl TestDisk {
     fn new() -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self(Arc::new(Faults {
             count: AtomicU64::new(0),
             fail_from: AtomicU64::new(u64::MAX),
             fail_times: AtomicU64::new(0),
@@ -54,7 +71,7 @@ impl TestDisk {
             dies: AtomicBool::new(false),
             gate: Mutex::new(false),
             gate_opened: Condvar::new(),
-        })
+        })))
     }
 
     fn fail(&self, from: u64, times: u64, errno: i32) {
@@ -96,40 +113,30 @@ impl TestDisk {
 }
 
 impl Disk for TestDisk {
-    fn create(&self, path: &Path) -> io::Result<File> {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         self.step(false)?;
-        RealDisk.create(path)
+        Ok(Arc::new(TestFile { disk: self.clone(), file: RealDisk.create(path)? }))
     }
 
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(TestFile { disk: self.clone(), file: RealDisk.open(path)? }))
+    }
+
+    fn open_body(&self, path: &Path) -> io::Result<File> {
+        RealDisk.open_body(path)
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<bool> {
         self.step(false)?;
         RealDisk.create_dir(path)
     }
 
-    fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-        if let Err(error) = self.step(false) {
-            file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
-            return Err(error);
-        }
-        RealDisk.write_at(file, bytes, offset)
-    }
-
-    fn sync(&self, _file: &File) -> io::Result<()> {
-        self.syncs.fetch_add(1, Ordering::SeqCst);
-        let mut gate = lock(&self.gate);
-        while *gate {
-            gate = self.gate_opened.wait(gate).unwrap();
-        }
-        self.step(true)
+    fn names(&self, folder: &Path) -> io::Result<Vec<String>> {
+        RealDisk.names(folder)
     }
 
     fn sync_dir(&self, _path: &Path) -> io::Result<()> {
         self.step(true)
-    }
-
-    fn truncate(&self, file: &File, len: u64) -> io::Result<()> {
-        self.step(false)?;
-        RealDisk.truncate(file, len)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -149,6 +156,42 @@ impl Disk for TestDisk {
 
     fn free(&self, _path: &Path) -> io::Result<u64> {
         Ok(self.free.load(Ordering::SeqCst))
+    }
+
+    fn lock(&self, path: &Path) -> Result<Lock, LockError> {
+        RealDisk.lock(path)
+    }
+}
+
+impl DiskFile for TestFile {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_at(bytes, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if let Err(error) = self.disk.step(false) {
+            self.file.write_at(&bytes[..bytes.len() / 2], offset)?;
+            return Err(error);
+        }
+        self.file.write_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.disk.syncs.fetch_add(1, Ordering::SeqCst);
+        let mut gate = lock(&self.disk.gate);
+        while *gate {
+            gate = self.disk.gate_opened.wait(gate).unwrap();
+        }
+        self.disk.step(true)
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.disk.step(false)?;
+        self.file.truncate(len)
     }
 }
 

@@ -1,7 +1,6 @@
 //! The writer's thread: it alone changes log and index. It takes all that waits as one batch.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::File;
 use std::io;
 use std::mem;
 use std::path::PathBuf;
@@ -11,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{error, info, warn};
 
+use super::disk::{DiskFile, Lock};
 use super::index::Index;
 use super::log::{Counted, Shared};
 use super::record::{self, Change, Place, Record, Stamp};
@@ -175,12 +175,12 @@ pub(super) struct Writer {
     buffer: Vec<u8>,
     trouble: Option<Trouble>,
     /// Lets go of the spool when the thread ends.
-    _lock: File,
+    _lock: Lock,
 }
 
 struct Current {
     number: u64,
-    file: File,
+    file: Arc<dyn DiskFile>,
     len: u64,
 }
 
@@ -193,7 +193,7 @@ struct Trouble {
 
 impl Writer {
     /// Opens the first segment of this run.
-    pub(super) fn start(shared: Arc<Shared>, next: Next, lock: File) -> Result<Self, Failure> {
+    pub(super) fn start(shared: Arc<Shared>, next: Next, lock: Lock) -> Result<Self, Failure> {
         let mut writer = Self {
             shared,
             next,
@@ -293,12 +293,11 @@ impl Writer {
         let places = record::encode_batch(&mut self.buffer, current.len, &stamp, &records);
         // Spent even if it fails: no number is used twice.
         self.next.batch += 1;
-        let disk = &self.shared.disk;
         let path = self.shared.paths.segment(current.number);
-        let write = disk.write_at(&current.file, &self.buffer, current.len);
+        let write = current.file.write_at(&self.buffer, current.len);
         write.map_err(Failure::at(format!("writing {}", path.display())))?;
         if batch.iter().any(|request| request.is_durable) {
-            let sync = disk.sync(&current.file);
+            let sync = current.file.sync();
             sync.map_err(Failure::at(format!("syncing {}", path.display())))?;
             self.unsynced.clear();
             self.next.void_from = self.next.batch;
@@ -360,7 +359,7 @@ impl Writer {
             return Ok(());
         };
         let path = self.shared.paths.segment(current.number);
-        let sync = self.shared.disk.sync(&current.file);
+        let sync = current.file.sync();
         sync.map_err(Failure::at(format!("syncing {}", path.display())))?;
         self.unsynced.clear();
         self.next.void_from = self.next.batch;
@@ -393,9 +392,9 @@ impl Writer {
             self.next.batch += 1;
         }
         let disk = &self.shared.disk;
-        let made = disk
-            .write_at(&file, &bytes, 0)
-            .and_then(|()| disk.sync(&file))
+        let made = file
+            .write_at(&bytes, 0)
+            .and_then(|()| file.sync())
             .and_then(|()| disk.sync_dir(&self.shared.paths.log));
         if let Err(error) = made {
             // It may stay: the next header voids what is in it.
@@ -420,7 +419,7 @@ impl Writer {
         if let Some(current) = self.current.take() {
             // Takes back what is in the page cache of the failed batch, should the process die before the next
             // segment is there. Where it fails, only that is lost.
-            drop(self.shared.disk.truncate(&current.file, current.len));
+            drop(current.file.truncate(current.len));
         }
         let is_first = self.trouble.is_none();
         let reopened = self.open_segment();
