@@ -44,7 +44,7 @@
 //! # Who may use whom
 //!
 //! The edges between modules; a test reads this table and the `crate::` paths of the code, and fails on an edge that is
-//! not here. `clock`, `metrics` and `shutdown` are open to all but the pure: those whose row says so.
+//! not here. `clock`, `metrics` and `shutdown` are open to all but the pure (those whose row says so), `ordered` to all.
 //!
 //! | module | may use |
 //! |---|---|
@@ -52,6 +52,7 @@
 //! | `outcome` | pure, `smtp::address`, `smtp::reply` |
 //! | `envelope` | pure, `smtp::address`, `smtp::params`, `smtp::reply`, `outcome` |
 //! | `clock` | `envelope` |
+//! | `ordered` | pure |
 //! | `metrics` | `outcome` |
 //! | `shutdown` | |
 //! | `config` | `smtp::address`, `smtp::data`, `smtp::reply` |
@@ -104,6 +105,7 @@ pub mod metrics;
 pub mod telemetry;
 
 pub mod clock;
+pub mod ordered;
 pub mod shutdown;
 
 pub mod bench;
