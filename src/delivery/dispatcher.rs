@@ -262,7 +262,14 @@ async fn attempt<S: Spool>(
             shared.gate().unclear(pass, began);
             return Ended::Done;
         }
-        Err(error) => {
+        // Want of descriptors or memory passes, and so may trouble of the disk; it costs the message nothing.
+        Err(error @ (SpoolError::Io(..) | SpoolError::Full | SpoolError::Closed)) => {
+            shared.gate().unclear(pass, began);
+            let (id, stage) = (head.id, Stage::Local.label());
+            warn!(event = "deferred", %id, stage, %error, "message {id} cannot be read back now: {error}; it is tried again");
+            return Ended::Again(head, began + shared.settings.retry.first);
+        }
+        Err(error @ SpoolError::Damaged(..)) => {
             shared.gate().unclear(pass, began);
             let id = head.id;
             error!(event = "held", %id, %error, "message {id} cannot be read back and waits: {error}; it stays in the spool");
