@@ -262,18 +262,18 @@ async fn attempt<S: Spool>(
             shared.gate().unclear(pass, began);
             return Ended::Done;
         }
-        // Want of descriptors or memory passes, and so may trouble of the disk; it costs the message nothing.
-        Err(error @ (SpoolError::Io(..) | SpoolError::Full | SpoolError::Closed)) => {
-            shared.gate().unclear(pass, began);
-            let (id, stage) = (head.id, Stage::Local.label());
-            warn!(event = "deferred", %id, stage, %error, "message {id} cannot be read back now: {error}; it is tried again");
-            return Ended::Again(head, began + shared.settings.retry.first);
-        }
         Err(error @ SpoolError::Damaged(..)) => {
             shared.gate().unclear(pass, began);
             let id = head.id;
             error!(event = "held", %id, %error, "message {id} cannot be read back and waits: {error}; it stays in the spool");
             return Ended::Held;
+        }
+        // No descriptor, no memory, a disk that is away: nothing that the message could help, and it may pass.
+        Err(error @ (SpoolError::Io(..) | SpoolError::Full | SpoolError::Closed)) => {
+            let (id, now) = (head.id, clock::now());
+            shared.gate().unclear(pass, now);
+            error!(event = "deferred", %id, %error, "message {id} cannot be read back now: {error}; trying again");
+            return Ended::Again(head, now + shared.settings.retry.first);
         }
     };
     let mut round = Round::new(&shared, stored, pass);

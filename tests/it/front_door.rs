@@ -610,6 +610,7 @@ fn a_client_that_never_reads_makes_room() {
     drop(stream);
 }
 
+/// A message that could not be read back for want of a descriptor was held until the next start.
 #[test]
 fn without_descriptors_it_waits_and_goes_on() {
     let sink = Sink::new();
@@ -621,6 +622,7 @@ fn without_descriptors_it_waits_and_goes_on() {
     let mut client = Client::hello(gateway.smtp());
     let admin = gateway.admin();
     let hoard: Vec<_> = (0..400).map(|_| TcpStream::connect(admin).unwrap()).collect();
+    eventually("all descriptors to be taken", || (gateway.descriptors() >= 340).then_some(()));
     // The kernel makes the connection; the gateway cannot take it yet.
     let mut waiting = Client::silent(gateway.smtp());
     gateway.wait_log("cannot accept on ");

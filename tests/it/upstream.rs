@@ -904,7 +904,8 @@ fn a_message_that_could_not_be_read_for_a_moment_was_held_until_a_restart() {
     // The hard limit is inherited; lowered, an ordinary user could not raise it again.
     let maximum = getrlimit(Resource::Nofile).maximum;
     let before = limit(Rlimit { current: Some(0), maximum });
-    gateway.wait_event("deferred", |event| event["id"] == id.as_str() && event["stage"] == "local");
+    gateway
+        .wait_event("deferred", |event| event["id"] == id.as_str() && event["error"].is_string());
     works.turn();
     limit(before);
     sink.wait(1);

@@ -190,6 +190,12 @@ impl Gateway {
         peak.unwrap().trim().trim_end_matches(" kB").parse().unwrap()
     }
 
+    /// How many file descriptors the process has open.
+    #[track_caller]
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
