@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::Value;
 
 use crate::support::client::{Client, stuffed};
@@ -882,4 +883,33 @@ fn an_upstream_where_everything_hangs_never_stops_acceptance() {
     wait_queue(&gateway, "queued", 60.0);
     assert_eq!(gateway.metric("mailsluice_in_flight_messages"), 20.0);
     assert_eq!(gateway.get("/readyz").0, 200);
+}
+
+#[test]
+fn a_message_that_could_not_be_read_for_a_moment_was_held_until_a_restart() {
+    let works = Switch::default();
+    let sink = Sink::scripted({
+        let works = works.clone();
+        move |ask| match ask.is("RCPT") && !works.is_on() {
+            true => Answer::reply("450 4.2.0 busy"),
+            false => Answer::Usual,
+        }
+    });
+    let gateway = Setup::to(sink.address).start();
+    let id = mail(&gateway, "a@example.com", &["b@example.org"]);
+    gateway.wait_event("deferred", |event| event["id"] == id.as_str());
+    // Without descriptors the file cannot be opened that the message lies in.
+    let pid = Pid::from_raw(i32::try_from(gateway.pid()).unwrap());
+    let limit = |limit| prlimit(pid, Resource::Nofile, limit).unwrap();
+    // The hard limit is inherited; lowered, an ordinary user could not raise it again.
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let before = limit(Rlimit { current: Some(0), maximum });
+    gateway
+        .wait_event("deferred", |event| event["id"] == id.as_str() && event["error"].is_string());
+    works.turn();
+    limit(before);
+    sink.wait(1);
+    gateway.wait_empty();
+    gateway.stop();
+    assert_eq!(sink.taken().len(), 1);
 }

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -144,13 +144,26 @@ struct Log {
 }
 
 impl Log {
+    /// A test that fails while it looks at the log must still be able to print it.
+    fn lock(&self) -> MutexGuard<'_, (Vec<String>, bool)> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(
+        &self,
+        lines: MutexGuard<'a, (Vec<String>, bool)>,
+    ) -> MutexGuard<'a, (Vec<String>, bool)> {
+        let waited = self.more.wait_timeout(lines, Duration::from_millis(100));
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
     fn push(&self, line: String) {
-        self.lines.lock().unwrap().0.push(line);
+        self.lock().0.push(line);
         self.more.notify_all();
     }
 
     fn end(&self) {
-        self.lines.lock().unwrap().1 = true;
+        self.lock().1 = true;
         self.more.notify_all();
     }
 }
@@ -240,13 +253,13 @@ impl Gateway {
 
     /// Every event logged so far.
     pub fn events(&self) -> Vec<Value> {
-        let lines = self.log.lines.lock().unwrap();
+        let lines = self.log.lock();
         lines.0.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// The log as text.
     pub fn log_text(&self) -> String {
-        self.log.lines.lock().unwrap().0.join("\n")
+        self.log.lock().0.join("\n")
     }
 
     /// Waits for an event of that name that fits.
@@ -254,7 +267,7 @@ impl Gateway {
     pub fn wait_event(&self, name: &str, fits: impl Fn(&Value) -> bool) -> Value {
         let began = Instant::now();
         let mut seen = 0;
-        let mut lines = self.log.lines.lock().unwrap();
+        let mut lines = self.log.lock();
         loop {
             while let Some(line) = lines.0.get(seen) {
                 seen += 1;
@@ -269,7 +282,7 @@ impl Gateway {
             let text = || lines.0.join("\n");
             assert!(!ended, "the gateway ended without the event {name}:\n{}", text());
             assert!(began.elapsed() < PATIENCE, "no event {name} within {PATIENCE:?}:\n{}", text());
-            lines = self.log.more.wait_timeout(lines, Duration::from_millis(100)).unwrap().0;
+            lines = self.log.wait(lines);
         }
     }
 
@@ -330,7 +343,7 @@ impl Drop for Gateway {
             self.finish();
         }
         if std::thread::panicking() {
-            let lines = self.log.lines.lock().unwrap();
+            let lines = self.log.lock();
             let from = lines.0.len().saturating_sub(200);
             eprintln!("--- the end of the gateway's log\n{}\n---", lines.0[from..].join("\n"));
         }
