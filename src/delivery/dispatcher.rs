@@ -480,7 +480,8 @@ impl<'a, S: Spool> Round<'a, S> {
             self.write(Op::Update { id, progress }, Durability::Lazy).await;
             return Ended::Again(head, now + delay);
         }
-        if self.shared.gate().closed().is_none() {
+        let closed_until = self.shared.gate().closed().map(|(_, until)| until);
+        let Some(closed_until) = closed_until else {
             // The account was refused over this message alone, while others pass: it comes back ever more rarely, and is
             // never given up for it.
             let attempts = progress.attempts.saturating_add(1);
@@ -489,13 +490,14 @@ impl<'a, S: Spool> Round<'a, S> {
             let head = head(&progress);
             self.write(Op::Update { id, progress }, Durability::Lazy).await;
             return Ended::Again(head, now + delay);
-        }
+        };
         let head = head(&progress);
         if self.changed {
             self.write(Op::Update { id, progress }, Durability::Lazy).await;
         }
-        // Due at once, but behind all that has been due longer: the next probe is a different message.
-        Ended::Again(head, now)
+        // Not before the next probe, so that whatever came or fell due meanwhile is the probe: a different message each
+        // time, and a new one before those that have failed.
+        Ended::Again(head, closed_until.max(now))
     }
 
     /// Its own deferrals span more than `give_up_after`: what is pending has failed, with the last words it got.
