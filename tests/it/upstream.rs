@@ -913,3 +913,25 @@ fn a_message_that_could_not_be_read_for_a_moment_was_held_until_a_restart() {
     gateway.stop();
     assert_eq!(sink.taken().len(), 1);
 }
+
+/// Two messages that break every connection close the gate, and then took the probes in turn: a good one waited.
+#[test]
+fn poison_that_closed_the_gate_kept_a_good_message_waiting() {
+    let sink = Sink::scripted(|ask| match ask.is("MAIL") && ask.line.contains("poison") {
+        true => Answer::Drop,
+        false => Answer::Usual,
+    });
+    let gateway = Setup::to(sink.address).start();
+    for n in 0..2 {
+        mail(&gateway, &format!("poison{n}@example.com"), &["b@example.org"]);
+    }
+    gateway.wait_event("closed", |_| true);
+    let poison =
+        |from: usize| sink.lines()[from..].iter().filter(|line| line.contains("poison")).count();
+    eventually("a probe", || (poison(0) >= 3).then_some(()));
+    let seen = sink.lines().len();
+    mail(&gateway, "good@example.com", &["b@example.org"]);
+    sink.wait(1);
+    // The other of the two may be tried before; the one that was the last probe not.
+    assert!(poison(seen) <= 1, "{:?}", sink.lines());
+}
