@@ -1,11 +1,21 @@
 //! `cargo bench` measures; `cargo test --benches` runs each case once and small, so that a broken one is noticed.
+//! `cargo bench -- spool` is a run of the spool as a whole, on a disk of your choice.
 
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use mailsluice::bench::{SmtpSession, decode, parse_command};
 
+mod spool;
+
 fn main() {
-    divan::main();
+    let is_asked_for = |case: &str| std::env::args().any(|argument| argument == case);
+    let measured = is_asked_for("--bench");
+    if is_asked_for("spool") || !measured {
+        spool::run(measured);
+    }
+    if !is_asked_for("spool") {
+        divan::main();
+    }
 }
 
 /// The size of a case, which is tiny unless it is measured.
