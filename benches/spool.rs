@@ -30,7 +30,7 @@ struct Scale {
     floor: u64,
 }
 
-pub fn run(measured: bool) {
+pub(crate) fn run(measured: bool) {
     let scale = match measured {
         true => Scale { parallel: 40_000, serial: 2_000, floor: FLOOR_FILE },
         false => Scale { parallel: 200, serial: 10, floor: 4 * 1024 * 1024 },
