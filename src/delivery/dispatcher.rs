@@ -17,7 +17,7 @@ use crate::config::Retry;
 use crate::delivery::gate::{Admit, Change, Gate, Pass};
 use crate::delivery::retry;
 use crate::delivery::schedule::Schedule;
-use crate::envelope::{Head, Progress, QueueState, RcptStatus, SpoolId, UnixMillis};
+use crate::envelope::{Progress, QueueState, RcptStatus, SpoolId, UnixMillis};
 use crate::metrics::Metrics;
 use crate::outcome::{Cause, Outcome, Scope, Stage};
 use crate::provider::{BoxFuture, Outcomes, Provider, Submission};
@@ -41,10 +41,10 @@ pub type Trouble = Option<Cause>;
 /// The engine. Owns order and ownership of every queued message.
 pub struct Dispatcher<S> {
     shared: Arc<Shared<S>>,
-    accepted: mpsc::UnboundedReceiver<Head>,
+    accepted: mpsc::UnboundedReceiver<SpoolId>,
     schedule: Schedule,
     attempts: JoinSet<Ended>,
-    in_flight: HashMap<Id, (Head, Pass)>,
+    in_flight: HashMap<Id, (SpoolId, Pass)>,
     held: usize,
     failed: usize,
 }
@@ -63,7 +63,7 @@ struct Shared<S> {
 /// How an attempt ended, for the schedule.
 enum Ended {
     /// It is tried again not before the instant.
-    Again(Head, Instant),
+    Again(Instant),
     /// It waits for an operator.
     Held,
     Failed,
@@ -71,13 +71,13 @@ enum Ended {
 }
 
 impl<S: Spool> Dispatcher<S> {
-    /// `accepted` brings the heads of new messages: the one wake-up between acceptance and delivery. It is unbounded
+    /// `accepted` brings the ids of new messages: the one wake-up between acceptance and delivery. It is unbounded
     /// because what it holds is in the queue, and so in memory, either way.
     pub fn new(
         spool: Arc<S>,
         provider: Option<Arc<dyn Provider>>,
         settings: Settings,
-        accepted: mpsc::UnboundedReceiver<Head>,
+        accepted: mpsc::UnboundedReceiver<SpoolId>,
         metrics: Arc<Metrics>,
         trouble: watch::Sender<Trouble>,
     ) -> Self {
@@ -86,7 +86,7 @@ impl<S: Spool> Dispatcher<S> {
         Self {
             shared: Arc::new(shared),
             accepted,
-            schedule: Schedule::new(),
+            schedule: Schedule::new(clock::now()),
             attempts: JoinSet::new(),
             in_flight: HashMap::new(),
             held: 0,
@@ -105,7 +105,7 @@ impl<S: Spool> Dispatcher<S> {
                 biased;
                 () = stop.cancelled() => break,
                 Some(ended) = self.attempts.join_next_with_id() => self.ended(ended),
-                Some(head) = self.accepted.recv() => self.take(head),
+                Some(id) = self.accepted.recv() => self.take(id),
                 () = sleep_until(wake_at) => {}
             }
         }
@@ -126,7 +126,7 @@ impl<S: Spool> Dispatcher<S> {
                     QueueState::Queued => {
                         // A clock that stepped does not make mail wait longer than the schedule ever would (R73).
                         let wait = head.due.since(wall).min(self.shared.settings.retry.max);
-                        self.schedule.push(head, now + wait);
+                        self.schedule.push(head.id, now + wait);
                     }
                     QueueState::Held => self.held += 1,
                     QueueState::Failed => self.failed += 1,
@@ -135,11 +135,11 @@ impl<S: Spool> Dispatcher<S> {
         }
     }
 
-    fn take(&mut self, head: Head) {
+    fn take(&mut self, id: SpoolId) {
         let now = clock::now();
-        self.schedule.push(head, now);
-        while let Ok(head) = self.accepted.try_recv() {
-            self.schedule.push(head, now);
+        self.schedule.push(id, now);
+        while let Ok(id) = self.accepted.try_recv() {
+            self.schedule.push(id, now);
         }
     }
 
@@ -157,29 +157,29 @@ impl<S: Spool> Dispatcher<S> {
                 Admit::Probe => Pass::Probe,
                 Admit::Wait(until) => return until,
             };
-            let head = self.schedule.pop(now)?;
-            let attempt = attempt(Arc::clone(&self.shared), Arc::clone(&provider), head, pass);
+            let id = self.schedule.pop(now)?;
+            let attempt = attempt(Arc::clone(&self.shared), Arc::clone(&provider), id, pass);
             let task = self.attempts.spawn(attempt);
-            self.in_flight.insert(task.id(), (head, pass));
+            self.in_flight.insert(task.id(), (id, pass));
         }
         None
     }
 
     fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) {
-        let (id, ended) = match ended {
-            Ok((id, ended)) => (id, Some(ended)),
+        let (task, ended) = match ended {
+            Ok((task, ended)) => (task, Some(ended)),
             Err(gone) => (gone.id(), None),
         };
-        let Some((head, pass)) = self.in_flight.remove(&id) else { return };
+        let Some((id, pass)) = self.in_flight.remove(&task) else { return };
         match ended {
-            Some(Ended::Again(head, at)) => self.schedule.push(head, at),
+            Some(Ended::Again(at)) => self.schedule.push(id, at),
             Some(Ended::Held) => self.held += 1,
             Some(Ended::Failed) => self.failed += 1,
             Some(Ended::Done) => {}
             // The attempt panicked: the message is put back, a while later, whatever it was.
             None => {
                 self.shared.gate().unclear(pass, clock::now());
-                self.schedule.push(head, clock::now() + self.shared.settings.retry.first);
+                self.schedule.push(id, clock::now() + self.shared.settings.retry.first);
             }
         }
     }
@@ -252,11 +252,11 @@ async fn sleep_until(at: Option<Instant>) {
 async fn attempt<S: Spool>(
     shared: Arc<Shared<S>>,
     provider: Arc<dyn Provider>,
-    head: Head,
+    id: SpoolId,
     pass: Pass,
 ) -> Ended {
     let began = clock::now();
-    let stored = match shared.spool.open(head.id).await {
+    let stored = match shared.spool.open(id).await {
         Ok(stored) => stored,
         Err(SpoolError::Unknown(_)) => {
             shared.gate().unclear(pass, began);
@@ -264,23 +264,22 @@ async fn attempt<S: Spool>(
         }
         Err(error @ SpoolError::Damaged(..)) => {
             shared.gate().unclear(pass, began);
-            let id = head.id;
             error!(event = "held", %id, %error, "message {id} cannot be read back and waits: {error}; it stays in the spool");
             return Ended::Held;
         }
         // No descriptor, no memory, a disk that is away: nothing that the message could help, and it may pass.
         Err(error @ (SpoolError::Io(..) | SpoolError::Full | SpoolError::Closed)) => {
-            let (id, now) = (head.id, clock::now());
+            let now = clock::now();
             shared.gate().unclear(pass, now);
             error!(event = "deferred", %id, %error, "message {id} cannot be read back now: {error}; trying again");
-            return Ended::Again(head, now + shared.settings.retry.first);
+            return Ended::Again(now + shared.settings.retry.first);
         }
     };
     let mut round = Round::new(&shared, stored, pass);
     round.deliver(provider.as_ref()).await;
     // A probe that came to no part (nothing was pending any more) must not keep the gate waiting.
     shared.gate().unclear(round.pass, clock::now());
-    let ended = round.conclude(head).await;
+    let ended = round.conclude().await;
     shared
         .metrics
         .attempt_seconds
@@ -431,7 +430,7 @@ impl<'a, S: Spool> Round<'a, S> {
     }
 
     /// Writes what became of the message and says when it is tried again.
-    async fn conclude(mut self, head: Head) -> Ended {
+    async fn conclude(mut self) -> Ended {
         let (now, wall) = (clock::now(), clock::wall());
         let id = self.id();
         let own = self.deferred && !self.stopped;
@@ -466,19 +465,12 @@ impl<'a, S: Spool> Round<'a, S> {
             self.write(Op::Hold { id, progress }, Durability::Lazy).await;
             return Ended::Held;
         }
-        let head = |progress: &Progress| Head {
-            due: progress.due,
-            pending: u32::try_from(pending).unwrap_or(u32::MAX),
-            attempts: progress.attempts,
-            ..head
-        };
         if own {
             let delay =
                 retry::delay(&self.shared.settings.retry, progress.attempts, fastrand::f64());
             let progress = Progress { due: wall.plus(delay), ..progress };
-            let head = head(&progress);
             self.write(Op::Update { id, progress }, Durability::Lazy).await;
-            return Ended::Again(head, now + delay);
+            return Ended::Again(now + delay);
         }
         let closed_until = self.shared.gate().closed().map(|(_, until)| until);
         let Some(closed_until) = closed_until else {
@@ -487,17 +479,15 @@ impl<'a, S: Spool> Round<'a, S> {
             let attempts = progress.attempts.saturating_add(1);
             let delay = retry::delay(&self.shared.settings.retry, attempts, fastrand::f64());
             let progress = Progress { attempts, due: wall.plus(delay), ..progress };
-            let head = head(&progress);
             self.write(Op::Update { id, progress }, Durability::Lazy).await;
-            return Ended::Again(head, now + delay);
+            return Ended::Again(now + delay);
         };
-        let head = head(&progress);
         if self.changed {
             self.write(Op::Update { id, progress }, Durability::Lazy).await;
         }
         // Not before the next probe, so that whatever came or fell due meanwhile is the probe: a different message each
         // time, and a new one before those that have failed.
-        Ended::Again(head, closed_until.max(now))
+        Ended::Again(closed_until.max(now))
     }
 
     /// Its own deferrals span more than `give_up_after`: what is pending has failed, with the last words it got.

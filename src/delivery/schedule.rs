@@ -2,36 +2,47 @@
 //!
 //! There is one lane: the account of the upstream.
 
-use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::envelope::{Head, SpoolId};
+use crate::envelope::SpoolId;
+use crate::ordered::OrderedMap;
 
-/// Queued messages that are not being sent. Every operation is O(log n).
-#[derive(Debug, Default)]
+/// Queued messages that are not being sent, by id: 24 octets each. What else is known of them the spool knows. Every
+/// operation is O(log n).
+#[derive(Debug)]
 pub struct Schedule {
-    waiting: BTreeMap<(Instant, SpoolId), Head>,
+    began: Instant,
+    /// By microseconds since `began`, then id, as octets so that no room is lost to alignment.
+    waiting: OrderedMap<(u64, [u8; 16]), ()>,
 }
 
 impl Schedule {
-    pub fn new() -> Self {
-        Self::default()
+    /// `now` may be any time that is not later than what is asked.
+    pub fn new(now: Instant) -> Self {
+        Self { began: now, waiting: OrderedMap::new() }
     }
 
-    /// `head` may be tried from `at` on. Messages due at the same time go in the order of acceptance.
-    pub fn push(&mut self, head: Head, at: Instant) {
-        self.waiting.insert((at, head.id), head);
+    /// The message may be tried from `at` on. Those due at the same time go in the order of acceptance.
+    pub fn push(&mut self, id: SpoolId, at: Instant) {
+        // Never early.
+        let since = at.saturating_duration_since(self.began).as_nanos().div_ceil(1_000);
+        let since = u64::try_from(since).unwrap_or(u64::MAX);
+        self.waiting.insert((since, id.as_u128().to_be_bytes()), ());
     }
 
     /// Takes the message that has been due longest.
-    pub fn pop(&mut self, now: Instant) -> Option<Head> {
-        let first = self.waiting.first_entry()?;
-        (first.key().0 <= now).then(|| first.remove())
+    pub fn pop(&mut self, now: Instant) -> Option<SpoolId> {
+        if self.next_at()? > now {
+            return None;
+        }
+        let ((_, id), ()) = self.waiting.pop_first()?;
+        Some(SpoolId::from_u128(u128::from_be_bytes(id)))
     }
 
     /// When the next message is due; it may be past.
     pub fn next_at(&self) -> Option<Instant> {
-        self.waiting.first_key_value().map(|((at, _), _)| *at)
+        let ((since, _), ()) = self.waiting.first()?;
+        Some(self.began + Duration::from_micros(*since))
     }
 
     pub fn len(&self) -> usize {
@@ -45,37 +56,32 @@ impl Schedule {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::envelope::{QueueState, UnixMillis};
 
-    fn head(id: u128) -> Head {
-        Head {
-            id: SpoolId::from_u128(id),
-            state: QueueState::Queued,
-            due: UnixMillis(0),
-            size: 1,
-            pending: 1,
-            attempts: 0,
-        }
+    fn id(n: u128) -> SpoolId {
+        SpoolId::from_u128(n)
     }
 
     #[test]
     fn what_is_due_longest_goes_first_and_nothing_goes_early() {
         let now = crate::clock::now();
-        let later = now + Duration::from_secs(1);
-        let mut schedule = Schedule::new();
-        for (id, at) in [(3, later), (2, now), (1, now), (4, now - Duration::from_secs(1))] {
-            schedule.push(head(id), at);
+        let later = now + Duration::from_nanos(1_000_000_100);
+        let mut schedule = Schedule::new(now - Duration::from_secs(2));
+        for (n, at) in
+            [(3, later), (2, now), (1 << 64, now), (1, now), (4, now - Duration::from_secs(1))]
+        {
+            schedule.push(id(n), at);
         }
+        let at_once = now + Duration::from_millis(1);
         let mut popped = Vec::new();
-        while let Some(head) = schedule.pop(now) {
-            popped.push(head.id.as_u128());
+        while let Some(id) = schedule.pop(at_once) {
+            popped.push(id.as_u128());
         }
-        assert_eq!(popped, [4, 1, 2]);
-        assert_eq!(schedule.next_at(), Some(later));
-        assert_eq!(schedule.pop(later).map(|head| head.id.as_u128()), Some(3));
+        assert_eq!(popped, [4, 1, 2, 1 << 64]);
+        let next = schedule.next_at().unwrap();
+        assert!(next >= later && next <= later + Duration::from_micros(1));
+        assert_eq!(schedule.pop(later), None);
+        assert_eq!(schedule.pop(next), Some(id(3)));
         assert!(schedule.is_empty());
     }
 }

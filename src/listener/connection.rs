@@ -14,7 +14,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tracing::{debug, info, warn};
 
 use crate::clock;
-use crate::envelope::{Client, Envelope, Head, Intake, Progress, QueueState, Rcpt, SpoolId};
+use crate::envelope::{Client, Envelope, Intake, Rcpt, SpoolId};
 use crate::listener::Shared;
 use crate::listener::slots::Slot;
 use crate::message::header::{Facts, HeaderFilter};
@@ -326,14 +326,6 @@ impl<S: Spool> Connection<'_, S> {
             return Err(reply);
         }
         let envelope = envelope(transaction, &facts, &self.peer, &self.shared.hostname);
-        let head = Head {
-            id: envelope.id,
-            state: QueueState::Queued,
-            due: Progress::new(envelope.accepted, 0).due,
-            size: envelope.size,
-            pending: u32::try_from(envelope.rcpts.len()).unwrap_or(u32::MAX),
-            attempts: 0,
-        };
         let (id, size, recipients) = (envelope.id, envelope.size, envelope.rcpts.len());
         let from = envelope.reverse_path.clone();
         let put = Op::Put { envelope, body: staged };
@@ -347,7 +339,7 @@ impl<S: Spool> Connection<'_, S> {
         let client = &self.peer;
         info!(event = "accepted", %id, %client, from = from.as_str(), recipients, size, "message {id} accepted from {client}: {from}, {recipients} recipients, {size} octets");
         // While the daemon stops nobody takes it any more: it waits in the spool for the next start.
-        self.shared.accepted.send(head).unwrap_or_default();
+        self.shared.accepted.send(id).unwrap_or_default();
         Ok(id)
     }
 

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config;
-use crate::envelope::{Head, Intake};
+use crate::envelope::{Intake, SpoolId};
 use crate::listener::connection::{Peer, Stream};
 use crate::listener::slots::{Slot, Slots};
 use crate::metrics::{Metrics, Refusal};
@@ -38,8 +38,8 @@ pub struct Shared<S> {
     pub hostname: String,
     pub limits: config::Limits,
     pub spool: Arc<S>,
-    /// Takes the head of each accepted message: the one wake-up of the delivery side.
-    pub accepted: mpsc::UnboundedSender<Head>,
+    /// Takes the id of each accepted message: the one wake-up of the delivery side.
+    pub accepted: mpsc::UnboundedSender<SpoolId>,
     pub intake: watch::Receiver<Intake>,
     pub metrics: Arc<Metrics>,
     pub slots: Arc<Slots>,
