@@ -240,35 +240,46 @@ impl BodyReader {
     /// The next chunk; `None` at the end. The last chunk of a file comes only after the checksum of the whole was
     /// right, so whoever sends what this returns never finishes a damaged content.
     pub async fn chunk(&mut self) -> io::Result<Option<Bytes>> {
+        let next = match &self.body {
+            Body::Memory(_) => return self.chunk_blocking(),
+            Body::File(body) if self.offset == body.len => return Ok(None),
+            Body::File(body) => {
+                let (body, offset, crc32c) = (body.clone(), self.offset, self.crc32c);
+                let read = move || Self::read(&body, offset, crc32c);
+                tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??
+            }
+        };
+        Ok(Some(self.pass(next)))
+    }
+
+    /// The same for whoever may wait for the disk.
+    pub fn chunk_blocking(&mut self) -> io::Result<Option<Bytes>> {
         if self.offset == self.body.len() {
             return Ok(None);
         }
-        match &self.body {
-            Body::Memory(bytes) => {
-                self.offset = bytes.len() as u64;
-                Ok(Some(bytes.clone()))
-            }
-            Body::File(body) => {
-                let (file, offset, crc) = (Arc::clone(&body.file), self.offset, self.crc32c);
-                let size = usize::try_from((body.len - offset).min(Self::CHUNK)).unwrap_or(0);
-                let read = move || -> io::Result<(Vec<u8>, u32)> {
-                    let mut chunk = vec![0; size];
-                    file.read_exact_at(&mut chunk, offset)?;
-                    let crc = crc32c::crc32c_append(crc, &chunk);
-                    Ok((chunk, crc))
-                };
-                let (chunk, crc) =
-                    tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
-                self.crc32c = crc;
-                self.offset += chunk.len() as u64;
-                if self.offset == body.len && crc != body.crc32c {
-                    return Err(io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        "the stored content is damaged (checksum)",
-                    ));
-                }
-                Ok(Some(chunk.into()))
-            }
+        let next = match &self.body {
+            Body::Memory(bytes) => (bytes.clone(), 0),
+            Body::File(body) => Self::read(body, self.offset, self.crc32c)?,
+        };
+        Ok(Some(self.pass(next)))
+    }
+
+    fn pass(&mut self, (chunk, crc32c): (Bytes, u32)) -> Bytes {
+        self.offset += chunk.len() as u64;
+        self.crc32c = crc32c;
+        chunk
+    }
+
+    /// The chunk at `offset`, and the checksum up to its end.
+    fn read(body: &BodyFile, offset: u64, crc32c: u32) -> io::Result<(Bytes, u32)> {
+        let size = (body.len - offset).min(Self::CHUNK);
+        let mut chunk = vec![0; usize::try_from(size).map_err(io::Error::other)?];
+        body.file.read_exact_at(&mut chunk, offset)?;
+        let crc32c = crc32c::crc32c_append(crc32c, &chunk);
+        if offset + size == body.len && crc32c != body.crc32c {
+            let what = "the stored content is damaged (checksum)";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
+        Ok((chunk.into(), crc32c))
     }
 }
