@@ -17,16 +17,19 @@ use crate::config::Retry;
 use crate::delivery::gate::{Admit, Change, Gate, Pass};
 use crate::delivery::retry;
 use crate::delivery::schedule::Schedule;
-use crate::envelope::{Progress, QueueState, RcptStatus, SpoolId, UnixMillis};
+use crate::envelope::{QueueState, RcptStatus, SpoolId, UnixMillis};
 use crate::metrics::Metrics;
 use crate::outcome::{Cause, Outcome, Scope, Stage};
 use crate::provider::{BoxFuture, Outcomes, Provider, Submission};
+use crate::smtp::reply::Escaped;
 use crate::spool::{Durability, Op, Spool, SpoolError, Stored};
 
 /// Heads that are read from the spool at once at start.
 const HEADS: usize = 1_000;
 /// Between two tries to write an outcome that the disk did not take.
 const DISK_RETRY: Duration = Duration::from_secs(1);
+/// Before a message is tried again that met a provider with no connection to spare.
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -147,7 +150,7 @@ impl<S: Spool> Dispatcher<S> {
     fn begin_what_is_due(&mut self) -> Option<Instant> {
         let provider = self.shared.provider.clone()?;
         let now = clock::now();
-        while self.attempts.len() < self.shared.settings.concurrency {
+        while self.attempts.len() < self.shared.gate().allowance(self.shared.settings.concurrency) {
             let next_at = self.schedule.next_at()?;
             if next_at > now {
                 return Some(next_at);
@@ -275,7 +278,7 @@ async fn attempt<S: Spool>(
             return Ended::Again(now + shared.settings.retry.first);
         }
     };
-    let mut round = Round::new(&shared, stored, pass);
+    let mut round = Round::new(&shared, stored, pass, began);
     round.deliver(provider.as_ref()).await;
     // A probe that came to no part (nothing was pending any more) must not keep the gate waiting.
     shared.gate().unclear(round.pass, clock::now());
@@ -292,19 +295,40 @@ struct Round<'a, S> {
     shared: &'a Shared<S>,
     message: Stored,
     pass: Pass,
+    began: Instant,
     /// Some recipient came to an end in this attempt, so the state on disk is old.
     changed: bool,
     /// Some recipient was deferred for a reason of its own or its message's.
     deferred: bool,
     /// The message is to wait for an operator.
     held: bool,
-    /// The provider or the account is in trouble: the rest of the message waits, and nothing counts against it.
-    stopped: bool,
+    /// The trouble is not the message's: the rest of it waits, and nothing counts against it.
+    stopped: Option<Stop>,
+}
+
+/// Why an attempt was given up for a reason that is not the message's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    /// The provider is in trouble: everyone waits.
+    Trouble,
+    /// It may be the provider, or this message after all.
+    Suspicion,
+    /// The provider serves others and had no connection to spare for this one.
+    Busy,
 }
 
 impl<'a, S: Spool> Round<'a, S> {
-    fn new(shared: &'a Shared<S>, message: Stored, pass: Pass) -> Self {
-        Self { shared, message, pass, changed: false, deferred: false, held: false, stopped: false }
+    fn new(shared: &'a Shared<S>, message: Stored, pass: Pass, began: Instant) -> Self {
+        Self {
+            shared,
+            message,
+            pass,
+            began,
+            changed: false,
+            deferred: false,
+            held: false,
+            stopped: None,
+        }
     }
 
     fn id(&self) -> SpoolId {
@@ -327,12 +351,13 @@ impl<'a, S: Spool> Round<'a, S> {
             for (rcpt, outcome) in outcomes {
                 self.settle(rcpt, outcome);
             }
-            if self.stopped || self.held {
+            if self.stopped.is_some() || self.held {
                 return;
             }
             if parts.peek().is_some() && self.changed {
-                let progress = self.message.progress.clone();
-                self.write(Op::Update { id: self.id(), progress }, Durability::Durable).await;
+                let (id, progress) = (self.id(), &self.message.progress);
+                self.write(|| Op::Update { id, progress: progress.clone() }, Durability::Durable)
+                    .await;
             }
         }
     }
@@ -347,11 +372,30 @@ impl<'a, S: Spool> Round<'a, S> {
         let suspect = wide.or_else(|| causes().find(|cause| cause.lost));
         let local =
             causes().count() == outcomes.len() && causes().all(|cause| cause.stage == Stage::Local);
+        // Refused a connection for now while others are served: the provider has no more to spare.
+        let is_refusal = |outcome: &Outcome| match outcome {
+            Outcome::Deferred(cause) => cause.stage <= Stage::Ehlo && cause.retry_after.is_none(),
+            Outcome::Delivered(_) | Outcome::Failed(_) | Outcome::Held(_) => false,
+        };
+        let refused = outcomes.iter().any(|(_, outcome)| is_refusal(outcome));
+        let most = self.shared.settings.concurrency;
         let mut gate = self.shared.gate();
         let (change, cause) = match (certain, suspect) {
-            (Some(cause), _) => (gate.trouble(self.pass, cause, now, random), Some(cause)),
+            (Some(_), _) if refused && gate.busy(self.pass, most, self.began, now) => {
+                self.stopped = Some(Stop::Busy);
+                (Change::Unchanged, None)
+            }
+            (Some(cause), _) => {
+                self.stopped = Some(Stop::Trouble);
+                (gate.trouble(self.pass, cause, now, random), Some(cause))
+            }
             (None, Some(cause)) => {
-                (gate.suspect(self.pass, self.id(), cause, now, random), Some(cause))
+                let change = gate.suspect(self.pass, self.id(), cause, now, random);
+                // One message that breaks its connections while others pass does it on its own account.
+                if wide.is_some() || gate.closed().is_some() {
+                    self.stopped = Some(Stop::Suspicion);
+                }
+                (change, Some(cause))
             }
             (None, None) if local => {
                 gate.unclear(self.pass, now);
@@ -359,8 +403,6 @@ impl<'a, S: Spool> Round<'a, S> {
             }
             (None, None) => (gate.answered(self.pass, now), None),
         };
-        // A fault of the provider is never the message's fault.
-        self.stopped |= wide.is_some() || (suspect.is_some() && gate.closed().is_some());
         drop(gate);
         self.shared.tell(change, cause);
         // Only the first part of an attempt is the probe.
@@ -368,6 +410,16 @@ impl<'a, S: Spool> Round<'a, S> {
     }
 
     fn settle(&mut self, rcpt: usize, outcome: Outcome) {
+        let outcome = match outcome {
+            // A second doubt: a third try would make a habit of it.
+            Outcome::Deferred(cause) if cause.maybe_sent && self.was_in_doubt(rcpt) => {
+                Outcome::Held(cause)
+            }
+            Outcome::Delivered(_)
+            | Outcome::Deferred(_)
+            | Outcome::Failed(_)
+            | Outcome::Held(_) => outcome,
+        };
         let metrics = &self.shared.metrics;
         metrics.settle(&outcome);
         if outcome.cause().is_some_and(|cause| cause.maybe_sent) {
@@ -400,31 +452,41 @@ impl<'a, S: Spool> Round<'a, S> {
         }
     }
 
+    /// Whether the last attempt for the recipient may have reached it.
+    fn was_in_doubt(&self, rcpt: usize) -> bool {
+        let status = self.message.progress.rcpts.get(rcpt);
+        matches!(status, Some(RcptStatus::Pending { last: Some(cause) }) if cause.maybe_sent)
+    }
+
     /// One event per recipient and outcome.
     fn tell(&self, rcpt: usize, outcome: &Outcome) {
         let id = self.id();
         let Some(rcpt) = self.message.envelope.rcpts.get(rcpt) else { return };
-        let to = rcpt.path.as_str();
+        let to = Escaped(rcpt.path.as_str().as_bytes());
         match outcome {
             Outcome::Delivered(receipt) => {
                 let words = &receipt.words;
-                info!(event = "delivered", %id, to, %words, "message {id} delivered to <{to}>: {words}");
+                info!(event = "delivered", %id, %to, %words, "message {id} delivered to <{to}>: {words}");
             }
             Outcome::Deferred(cause) if cause.maybe_sent => {
                 let (scope, stage) = (cause.scope.label(), cause.stage.label());
-                warn!(event = "in_doubt", %id, to, scope, stage, words = %cause.words, "message {id} for <{to}> may have been taken: {cause}; it is sent once more");
+                warn!(event = "in_doubt", %id, %to, scope, stage, words = %cause.words, "message {id} for <{to}> may have been taken: {cause}; it is sent once more");
             }
             Outcome::Deferred(cause) => {
                 let (scope, stage) = (cause.scope.label(), cause.stage.label());
-                info!(event = "deferred", %id, to, scope, stage, words = %cause.words, "message {id} deferred for <{to}>: {cause}");
+                info!(event = "deferred", %id, %to, scope, stage, words = %cause.words, "message {id} deferred for <{to}>: {cause}");
             }
             Outcome::Failed(cause) => {
                 let (scope, stage) = (cause.scope.label(), cause.stage.label());
-                error!(event = "failed", %id, to, scope, stage, words = %cause.words, "message {id} failed for <{to}>: {cause}; its content stays in the spool");
+                error!(event = "failed", %id, %to, scope, stage, words = %cause.words, "message {id} failed for <{to}>: {cause}; its content stays in the spool");
+            }
+            Outcome::Held(cause) if cause.maybe_sent => {
+                let (scope, stage) = (cause.scope.label(), cause.stage.label());
+                error!(event = "held", %id, %to, scope, stage, words = %cause.words, "message {id} for <{to}> may have been taken twice: {cause}; it is not sent a third time and stays in the spool");
             }
             Outcome::Held(cause) => {
                 let (scope, stage) = (cause.scope.label(), cause.stage.label());
-                warn!(event = "held", %id, to, scope, stage, words = %cause.words, "message {id} for <{to}> waits: {cause}");
+                warn!(event = "held", %id, %to, scope, stage, words = %cause.words, "message {id} for <{to}> waits: {cause}");
             }
         }
     }
@@ -432,62 +494,63 @@ impl<'a, S: Spool> Round<'a, S> {
     /// Writes what became of the message and says when it is tried again.
     async fn conclude(mut self) -> Ended {
         let (now, wall) = (clock::now(), clock::wall());
-        let id = self.id();
-        let own = self.deferred && !self.stopped;
+        let retry = &self.shared.settings.retry;
+        let own = self.deferred && self.stopped.is_none();
         if own {
             let first = *self.message.progress.first_deferral.get_or_insert(wall);
-            self.message.progress.attempts = self.message.progress.attempts.saturating_add(1);
-            if retry::gives_up(&self.shared.settings.retry, first, wall) {
+            if retry::gives_up(retry, first, wall) {
                 self.give_up(wall.since(first));
             }
         }
-        let progress = self.message.progress.clone();
-        let pending = progress.pending().count();
-        if pending == 0 {
-            self.shared
-                .metrics
-                .time_in_queue
-                .observe(wall.since(self.message.envelope.accepted).as_secs_f64());
-            let any_failed =
-                progress.rcpts.iter().any(|status| matches!(status, RcptStatus::Failed(_)));
-            return match any_failed {
-                true => {
-                    self.write(Op::Fail { id, progress }, Durability::Lazy).await;
-                    Ended::Failed
-                }
-                false => {
-                    self.write(Op::Done { id }, Durability::Lazy).await;
-                    Ended::Done
-                }
-            };
+        let id = self.id();
+        if self.message.progress.pending().next().is_none() {
+            return self.end(wall).await;
         }
         if self.held {
-            self.write(Op::Hold { id, progress }, Durability::Lazy).await;
+            let progress = &self.message.progress;
+            self.write(|| Op::Hold { id, progress: progress.clone() }, Durability::Lazy).await;
             return Ended::Held;
         }
-        if own {
-            let delay =
-                retry::delay(&self.shared.settings.retry, progress.attempts, fastrand::f64());
-            let progress = Progress { due: wall.plus(delay), ..progress };
-            self.write(Op::Update { id, progress }, Durability::Lazy).await;
-            return Ended::Again(now + delay);
-        }
         let closed_until = self.shared.gate().closed().map(|(_, until)| until);
-        let Some(closed_until) = closed_until else {
-            // The account was refused over this message alone, while others pass: it comes back ever more rarely, and is
-            // never given up for it.
-            let attempts = progress.attempts.saturating_add(1);
-            let delay = retry::delay(&self.shared.settings.retry, attempts, fastrand::f64());
-            let progress = Progress { attempts, due: wall.plus(delay), ..progress };
-            self.write(Op::Update { id, progress }, Durability::Lazy).await;
-            return Ended::Again(now + delay);
+        let at = match (self.stopped, closed_until) {
+            (Some(Stop::Busy), _) => now + BUSY_PAUSE,
+            // Not before the next probe, so that whatever came or fell due meanwhile is the probe: a different message
+            // each time, and a new one before those that have failed.
+            (Some(Stop::Trouble), until) => until.unwrap_or(now).max(now),
+            (Some(Stop::Suspicion), Some(until)) => until.max(now + retry.first),
+            // Its own deferral; or the account was refused over this message alone, while others pass: then it comes
+            // back ever more rarely, and is never given up for it.
+            (None, _) | (Some(Stop::Suspicion), None) => {
+                let progress = &mut self.message.progress;
+                progress.attempts = progress.attempts.saturating_add(1);
+                let delay = retry::delay(retry, progress.attempts, fastrand::f64());
+                progress.due = wall.plus(delay);
+                self.changed = true;
+                now + delay
+            }
         };
         if self.changed {
-            self.write(Op::Update { id, progress }, Durability::Lazy).await;
+            let progress = &self.message.progress;
+            self.write(|| Op::Update { id, progress: progress.clone() }, Durability::Lazy).await;
         }
-        // Not before the next probe, so that whatever came or fell due meanwhile is the probe: a different message each
-        // time, and a new one before those that have failed.
-        Ended::Again(closed_until.max(now))
+        Ended::Again(at)
+    }
+
+    /// Nothing is pending any more.
+    async fn end(&self, wall: UnixMillis) -> Ended {
+        let (id, progress) = (self.id(), &self.message.progress);
+        let in_queue = wall.since(self.message.envelope.accepted);
+        self.shared.metrics.time_in_queue.observe(in_queue.as_secs_f64());
+        match progress.rcpts.iter().any(|status| matches!(status, RcptStatus::Failed(_))) {
+            true => {
+                self.write(|| Op::Fail { id, progress: progress.clone() }, Durability::Lazy).await;
+                Ended::Failed
+            }
+            false => {
+                self.write(|| Op::Done { id }, Durability::Lazy).await;
+                Ended::Done
+            }
+        }
     }
 
     /// Its own deferrals span more than `give_up_after`: what is pending has failed, with the last words it got.
@@ -507,24 +570,15 @@ impl<'a, S: Spool> Round<'a, S> {
 
     /// Writes one op, and tries until the disk takes it: an outcome that is not on disk would be sent again after a
     /// restart, so the attempt keeps its place until it is.
-    async fn write(&self, op: Op, durability: Durability) {
-        let mut op = op;
+    async fn write(&self, op: impl Fn() -> Op + Send + Sync, durability: Durability) {
         loop {
-            let again = match &op {
-                Op::Update { id, progress } => Op::Update { id: *id, progress: progress.clone() },
-                Op::Hold { id, progress } => Op::Hold { id: *id, progress: progress.clone() },
-                Op::Fail { id, progress } => Op::Fail { id: *id, progress: progress.clone() },
-                Op::Done { id } => Op::Done { id: *id },
-                Op::Put { .. } => return,
-            };
-            match self.shared.spool.apply(vec![op], durability).await {
+            match self.shared.spool.apply(vec![op()], durability).await {
                 Ok(()) | Err(SpoolError::Closed | SpoolError::Unknown(_)) => return,
                 Err(error) => {
                     let id = self.id();
                     error!(%id, %error, "the outcome of message {id} cannot be written: {error}; trying again");
                 }
             }
-            op = again;
             tokio::time::sleep(DISK_RETRY).await;
         }
     }

@@ -19,9 +19,16 @@ const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// Probes in a row that open the gate.
 const PROBES_TO_OPEN: u8 = 2;
+/// Answers for each attempt that is allowed at once before one more is.
+const ANSWERS_TO_GROW: usize = 4;
 
 #[derive(Debug, Default)]
 pub struct Gate {
+    /// Attempts at once, and since when, where the provider has shown that it takes fewer than configured.
+    shrunk: Option<(usize, Instant)>,
+    /// Answers since that number last changed.
+    answers: usize,
+    last_answer: Option<Instant>,
     closed: Option<Closed>,
     /// The message whose attempt last threw suspicion on the provider, while nothing has passed since.
     suspect: Option<SpoolId>,
@@ -75,6 +82,27 @@ impl Gate {
         self.closed.as_ref().map(|closed| (&closed.why, closed.until))
     }
 
+    /// How many attempts may be under way, of the `most` that are configured.
+    pub fn allowance(&self, most: usize) -> usize {
+        self.shrunk.map_or(most, |(shrunk, _)| shrunk.min(most))
+    }
+
+    /// The provider refused a connection. Where it has answered another attempt since this one began at `since`, it has
+    /// no more to spare, which is no trouble: fewer are asked for, and slowly more again. Otherwise this says no, and
+    /// changes nothing.
+    pub fn busy(&mut self, pass: Pass, most: usize, since: Instant, now: Instant) -> bool {
+        if self.closed.is_some() || self.last_answer.is_none_or(|answer| answer < since) {
+            return false;
+        }
+        // Those that began before the number was lowered say nothing about the lower one.
+        if self.shrunk.is_none_or(|(_, at)| at <= since) {
+            self.shrunk = Some(((self.allowance(most) / 2).max(1), now));
+            self.answers = 0;
+        }
+        self.unclear(pass, now);
+        true
+    }
+
     /// Asks for one attempt. After `Probe`, one of [`Gate::answered`], [`Gate::trouble`], [`Gate::suspect`] or
     /// [`Gate::unclear`] must follow.
     pub fn admit(&mut self, now: Instant) -> Admit {
@@ -92,6 +120,14 @@ impl Gate {
     /// The provider spoke about the message: it works.
     pub fn answered(&mut self, pass: Pass, now: Instant) -> Change {
         self.suspect = None;
+        self.last_answer = Some(now);
+        self.answers += 1;
+        if let Some((shrunk, _)) = &mut self.shrunk
+            && self.answers >= ANSWERS_TO_GROW * *shrunk
+        {
+            *shrunk += 1;
+            self.answers = 0;
+        }
         let Some(closed) = &mut self.closed else { return Change::Unchanged };
         if pass == Pass::Free {
             // It began before the trouble; it proves nothing about now.
@@ -99,6 +135,7 @@ impl Gate {
         }
         closed.probing = false;
         closed.until = now;
+        closed.failed_probes = 0;
         closed.passed_probes += 1;
         if closed.passed_probes < PROBES_TO_OPEN {
             return Change::Unchanged;
@@ -110,39 +147,12 @@ impl Gate {
 
     /// The trouble is the provider's or the account's, and no message's: it closes at once.
     pub fn trouble(&mut self, pass: Pass, cause: &Cause, now: Instant, random: f64) -> Change {
-        let asked = cause.retry_after.map(|wish| wish.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX));
-        let Some(closed) = &mut self.closed else {
-            let until = now
-                + asked
-                    .unwrap_or_else(|| spread(PROBE_FIRST, PROBE_JITTER, random).max(PROBE_FIRST));
-            let why = cause.clone();
-            self.closed = Some(Closed {
-                why,
-                since: now,
-                until,
-                failed_probes: 1,
-                passed_probes: 0,
-                probing: false,
-            });
-            return Change::Closed;
-        };
-        if pass == Pass::Probe {
-            let doubled = PROBE_FIRST * 2_u32.saturating_pow(closed.failed_probes.min(16));
-            let wait = spread(doubled.min(PROBE_MAX), PROBE_JITTER, random).max(PROBE_FIRST);
-            closed.probing = false;
-            closed.passed_probes = 0;
-            closed.failed_probes = closed.failed_probes.saturating_add(1);
-            closed.until = now + asked.unwrap_or(wait);
-            closed.why = cause.clone();
-        } else if let Some(wish) = asked {
-            closed.until = closed.until.max(now + wish);
-        }
-        Change::Unchanged
+        self.close(pass, cause, now, random, PROBE_MAX)
     }
 
     /// The connection was lost in the middle of a message, or the account was refused over one. That message may be the
     /// reason itself, and does not close the gate; two different ones in a row, with nothing that passed between, are the
-    /// provider's trouble.
+    /// provider's trouble. As it may still be the messages', the next probe is not put off further each time.
     pub fn suspect(
         &mut self,
         pass: Pass,
@@ -154,9 +164,48 @@ impl Gate {
         let others = self.suspect.is_some_and(|last| last != id);
         self.suspect = Some(id);
         match self.closed.is_some() || others {
-            true => self.trouble(pass, cause, now, random),
+            true => self.close(pass, cause, now, random, PROBE_FIRST),
             false => Change::Unchanged,
         }
+    }
+
+    fn close(
+        &mut self,
+        pass: Pass,
+        cause: &Cause,
+        now: Instant,
+        random: f64,
+        longest: Duration,
+    ) -> Change {
+        let asked = cause.retry_after.map(|wish| wish.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX));
+        let wait = |failed_probes: u32| {
+            let doubled = PROBE_FIRST * 2_u32.saturating_pow(failed_probes.min(16));
+            asked.unwrap_or_else(|| {
+                spread(doubled.min(longest), PROBE_JITTER, random).max(PROBE_FIRST)
+            })
+        };
+        let Some(closed) = &mut self.closed else {
+            let (why, until) = (cause.clone(), now + wait(0));
+            self.closed = Some(Closed {
+                why,
+                since: now,
+                until,
+                failed_probes: 1,
+                passed_probes: 0,
+                probing: false,
+            });
+            return Change::Closed;
+        };
+        if pass == Pass::Probe {
+            closed.probing = false;
+            closed.passed_probes = 0;
+            closed.until = now + wait(closed.failed_probes);
+            closed.failed_probes = closed.failed_probes.saturating_add(1);
+            closed.why = cause.clone();
+        } else if let Some(wish) = asked {
+            closed.until = closed.until.max(now + wish);
+        }
+        Change::Unchanged
     }
 
     /// A probe ended and says nothing about the provider.
@@ -257,6 +306,42 @@ mod tests {
             "something passed between"
         );
         assert_eq!(gate.suspect(Pass::Free, A, &refused(), now, 0.5), Change::Closed);
+    }
+
+    #[test]
+    fn suspicion_does_not_put_probes_off_further() {
+        let mut now = crate::clock::now();
+        let mut gate = Gate::new();
+        gate.suspect(Pass::Free, A, &refused(), now, 0.5);
+        gate.suspect(Pass::Free, B, &refused(), now, 0.5);
+        for _ in 0..9 {
+            now += PROBE_FIRST;
+            assert_eq!(gate.admit(now), Admit::Probe);
+            gate.suspect(Pass::Probe, A, &refused(), now, 0.5);
+        }
+    }
+
+    #[test]
+    fn a_provider_without_a_connection_to_spare_gets_fewer_and_slowly_more() {
+        let began = crate::clock::now();
+        let at = |ms| began + Duration::from_millis(ms);
+        let mut gate = Gate::new();
+        assert!(!gate.busy(Pass::Free, 20, began, at(1)), "nobody was ever answered: it is down");
+        gate.answered(Pass::Free, at(2));
+        assert!(!gate.busy(Pass::Free, 20, at(3), at(4)), "nobody was answered since");
+        assert_eq!(gate.allowance(20), 20);
+        for _ in 0..15 {
+            assert!(gate.busy(Pass::Free, 20, began, at(5)));
+        }
+        assert_eq!(gate.allowance(20), 10, "those that began together lower it once");
+        gate.answered(Pass::Free, at(7));
+        assert!(gate.busy(Pass::Free, 20, at(6), at(8)));
+        assert_eq!(gate.allowance(20), 5);
+        for _ in 0..20 {
+            gate.answered(Pass::Free, at(9));
+        }
+        assert_eq!(gate.allowance(20), 6);
+        assert_eq!(gate.admit(at(9)), Admit::Freely);
     }
 
     #[test]
