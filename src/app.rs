@@ -23,7 +23,9 @@ use crate::smtp::reply;
 use crate::spool::log::{Log, OpenError, Report};
 
 /// Descriptors beside those of clients: spool, log, admin, upstream connections.
-const OTHER_DESCRIPTORS: u64 = 256;
+const OTHER_DESCRIPTORS: u64 = 256 + admin::socket::PLACES as u64;
+/// How long the end waits for who has half a request open.
+const ADMIN_GRACE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A running gateway.
 pub struct App {
@@ -168,7 +170,8 @@ impl App {
             provider.close().await;
         }
         self.spool.close().await;
-        self.admin_shutdown.stop().await;
+        // Whoever has half a request open is cut off when the runtime ends.
+        tokio::time::timeout(ADMIN_GRACE, self.admin_shutdown.stop()).await.unwrap_or_default();
         info!(event = "stopped", "stopped");
     }
 }

@@ -18,6 +18,8 @@ use crate::metrics::Metrics;
 use crate::outcome::Cause;
 use crate::spool::Spool;
 
+pub(crate) mod socket;
+
 /// What the answers are made of.
 pub struct Shared<S> {
     pub spool: Arc<S>,
@@ -36,6 +38,7 @@ pub async fn serve<S: Spool>(socket: TcpListener, shared: Arc<Shared<S>>, stop: 
         .route("/readyz", get(readyz::<S>))
         .route("/metrics", get(metrics::<S>))
         .with_state(shared);
+    let socket = socket::Guarded::new(socket);
     let served = axum::serve(socket, router).with_graceful_shutdown(stop.cancelled_owned()).await;
     if let Err(error) = served {
         error!(%error, "the admin listener ended: {error}");

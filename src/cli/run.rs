@@ -37,7 +37,10 @@ pub(super) fn run(path: &Path) -> ExitCode {
         "mailsluice {} with {name}",
         env!("CARGO_PKG_VERSION")
     );
-    runtime.block_on(serve(config, metrics))
+    let code = runtime.block_on(serve(config, metrics));
+    // What may still block is a look-up of the upstream's name: nothing to wait for.
+    runtime.shutdown_background();
+    code
 }
 
 async fn serve(config: Config, metrics: Arc<Metrics>) -> ExitCode {
@@ -65,14 +68,14 @@ async fn serve(config: Config, metrics: Arc<Metrics>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-struct Signals {
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
 }
 
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -81,7 +84,7 @@ impl Signals {
     }
 
     /// The next signal that asks for the end.
-    async fn end(&mut self) -> &'static str {
+    pub(super) async fn end(&mut self) -> &'static str {
         loop {
             // Signals are counted by the streams, so a branch that is dropped loses none.
             tokio::select! {

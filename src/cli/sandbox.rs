@@ -112,9 +112,9 @@ async fn serve(args: &Args, folder: &Path) -> Result<ExitCode, ExitCode> {
     println!("for example: swaks --server {smtp} --from me@example.com --to you@example.com");
     println!("Ctrl-C ends it; nothing is kept.");
     drop(io::stdout().flush());
-    let interrupted = tokio::signal::ctrl_c().await;
+    super::run::Signals::new().map_err(|_refused| super::EX_OSERR)?.end().await;
     sandbox.stop().await;
-    interrupted.map(|()| ExitCode::SUCCESS).map_err(|_none| super::EX_OSERR.into())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The form for scripts: one message in, what arrived out.

@@ -19,6 +19,8 @@ const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// Probes in a row that open the gate.
 const PROBES_TO_OPEN: u8 = 2;
+/// A provider that has answered so shortly before a connection was refused works, and has no more to spare.
+const BUSY_WINDOW: Duration = Duration::from_secs(1);
 /// Answers for each attempt that is allowed at once before one more is.
 const ANSWERS_TO_GROW: usize = 4;
 
@@ -87,11 +89,13 @@ impl Gate {
         self.shrunk.map_or(most, |(shrunk, _)| shrunk.min(most))
     }
 
-    /// The provider refused a connection. Where it has answered another attempt since this one began at `since`, it has
-    /// no more to spare, which is no trouble: fewer are asked for, and slowly more again. Otherwise this says no, and
-    /// changes nothing.
+    /// The provider refused a connection. Where it has answered another attempt since this one began at `since`, or just
+    /// before, it has no more to spare, which is no trouble: fewer are asked for, and slowly more again. Otherwise this
+    /// says no, and changes nothing.
     pub fn busy(&mut self, pass: Pass, most: usize, since: Instant, now: Instant) -> bool {
-        if self.closed.is_some() || self.last_answer.is_none_or(|answer| answer < since) {
+        if self.closed.is_some()
+            || self.last_answer.is_none_or(|answer| answer + BUSY_WINDOW < since)
+        {
             return false;
         }
         // Those that began before the number was lowered say nothing about the lower one.
@@ -328,7 +332,7 @@ mod tests {
         let mut gate = Gate::new();
         assert!(!gate.busy(Pass::Free, 20, began, at(1)), "nobody was ever answered: it is down");
         gate.answered(Pass::Free, at(2));
-        assert!(!gate.busy(Pass::Free, 20, at(3), at(4)), "nobody was answered since");
+        assert!(!gate.busy(Pass::Free, 20, at(1_003), at(1_004)), "nobody was answered for long");
         assert_eq!(gate.allowance(20), 20);
         for _ in 0..15 {
             assert!(gate.busy(Pass::Free, 20, began, at(5)));

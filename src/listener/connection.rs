@@ -82,6 +82,7 @@ pub(super) async fn serve<S: Spool>(
         slot,
         buffer: BytesMut::new(),
         receiving: None,
+        made_room: false,
     };
     // A client that went away is its own affair.
     if let Err(error) = connection.run().await {
@@ -124,6 +125,8 @@ struct Connection<'a, S: Spool> {
     slot: Slot,
     buffer: BytesMut,
     receiving: Option<Box<Receiving<S::Stage>>>,
+    /// It was idle, and goes at once.
+    made_room: bool,
 }
 
 /// The content of one message while it comes in.
@@ -217,10 +220,11 @@ impl<S: Spool> Connection<'_, S> {
         // Dropping a write mid-way leaves a torn reply to a client that is cut off anyway.
         tokio::select! {
             biased;
-            () = abort.cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
+            // Asked first: what is said about a message that is on disk reaches whoever reads, also at the very end.
             written = tokio::time::timeout(timeout, self.stream.write_all(bytes)) => {
                 written.map_err(|_late| io::Error::new(io::ErrorKind::TimedOut, "the client does not read"))?
             }
+            () = abort.cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
             // Asked last: only who does not read is cut off here, all others read why.
             () = self.slot.evicted() => {
                 self.shared.metrics.refuse_connection(Refusal::Evicted);
@@ -253,6 +257,7 @@ impl<S: Spool> Connection<'_, S> {
             () = self.slot.evicted() => {
                 self.shared.metrics.refuse_connection(Refusal::Evicted);
                 self.session.evict(reply::made_room());
+                self.made_room = true;
             }
             read = self.stream.read_buf(&mut self.buffer) => {
                 if read? == 0 {
@@ -327,7 +332,7 @@ impl<S: Spool> Connection<'_, S> {
         }
         let envelope = envelope(transaction, &facts, &self.peer, &self.shared.hostname);
         let (id, size, recipients) = (envelope.id, envelope.size, envelope.rcpts.len());
-        let from = envelope.reverse_path.clone();
+        let from = Escaped(envelope.reverse_path.as_str().as_bytes()).to_string();
         let put = Op::Put { envelope, body: staged };
         let stored = self.shared.spool.apply(vec![put], Durability::Durable).await;
         stored.map_err(|error| refuse_storage(self.shared, &error))?;
@@ -337,7 +342,7 @@ impl<S: Spool> Connection<'_, S> {
         metrics.accepted_recipients.inc_by(recipients as u64);
         metrics.received_bytes.inc_by(size);
         let client = &self.peer;
-        info!(event = "accepted", %id, %client, from = from.as_str(), recipients, size, "message {id} accepted from {client}: {from}, {recipients} recipients, {size} octets");
+        info!(event = "accepted", %id, %client, %from, recipients, size, "message {id} accepted from {client}: <{from}>, {recipients} recipients, {size} octets");
         // While the daemon stops nobody takes it any more: it waits in the spool for the next start.
         self.shared.accepted.send(id).unwrap_or_default();
         Ok(id)
@@ -346,6 +351,9 @@ impl<S: Spool> Connection<'_, S> {
     /// Ends our side and waits a moment for the client's, so that the last reply is not lost to a reset.
     async fn close(&mut self) -> io::Result<()> {
         self.stream.shutdown().await?;
+        if self.made_room {
+            return Ok(());
+        }
         let mut rest = BytesMut::with_capacity(COMMAND_READ);
         let drain = async {
             // What still comes is thrown away, but not for ever.

@@ -22,6 +22,8 @@ pub struct HeaderFilter {
     state: State,
     /// The start of a line that may still turn out to be a dropped field.
     held: Vec<u8>,
+    /// A blank stands in what is held: only more of them and the colon may follow.
+    held_blank: bool,
     /// The value of the field being noted.
     value: Vec<u8>,
     noting: Option<Noted>,
@@ -80,6 +82,7 @@ impl HeaderFilter {
         Self {
             state: State::LineStart,
             held: Vec::new(),
+            held_blank: false,
             value: Vec::new(),
             noting: None,
             any_field: false,
@@ -166,6 +169,7 @@ impl HeaderFilter {
         self.note();
         self.dropped = false;
         self.state = State::Name;
+        self.held_blank = false;
         self.name(byte, out);
     }
 
@@ -175,21 +179,18 @@ impl HeaderFilter {
             b':' => self.field(out),
             // RFC 5322 4.5.3: a blank may stand before the colon.
             b' ' | b'\t' if self.held.len() > 1 => {
+                self.held_blank = true;
                 if !self.any_field && matches!(self.held.as_slice(), b"From " | b">From ") {
                     // The separator line of an mbox that an old mailer left on top: not a field, and no end of header.
                     self.any_field = true;
                     self.pass_held(out, State::Passing);
                 }
             }
-            b'!'..=b'~' if self.held.len() <= MAX_NAME && !self.held_has_blank() => {}
+            b'!'..=b'~' if self.held.len() <= MAX_NAME && !self.held_blank => {}
             // An empty line, or a line that is no field: the body begins here.
             b'\r' if self.held.len() == 1 => {}
             _ => self.pass_held(out, State::Body),
         }
-    }
-
-    fn held_has_blank(&self) -> bool {
-        self.held.contains(&b' ') || self.held.contains(&b'\t')
     }
 
     /// `held` is `Name:`; decides what becomes of the field.

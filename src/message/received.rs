@@ -1,5 +1,6 @@
 //! The lines that go before every accepted message: Received (RFC 5321 4.4), and Message-ID and Date where it had none.
 
+use std::net::IpAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -44,12 +45,14 @@ pub fn prepend(arrival: Arrival<'_>, facts: &Facts) -> Bytes {
 
 /// `helo ([address])`; a name that is no domain goes into the comment, with what a comment cannot hold quoted (R13).
 fn write_from(lines: &mut String, client: &Client) {
-    let address = match client.address.contains(':') {
-        true => format!("IPv6:{}", client.address),
-        false => client.address.to_string(),
+    let address = match client.address.parse() {
+        Ok(IpAddr::V4(address)) => format!("[{address}]"),
+        Ok(IpAddr::V6(address)) => format!("[IPv6:{address}]"),
+        // A Unix socket has none.
+        Err(_) => client.address.to_string(),
     };
     match Domain::parse(&client.helo, Charset::Ascii) {
-        Ok(helo) => lines.push_str(&format!("{helo} ([{address}])")),
+        Ok(helo) => lines.push_str(&format!("{helo} ({address})")),
         Err(_) => {
             lines.push_str("unknown (HELO ");
             for c in client.helo.chars() {
@@ -59,7 +62,7 @@ fn write_from(lines: &mut String, client: &Client) {
                     _ => lines.push('?'),
                 }
             }
-            lines.push_str(&format!(" [{address}])"));
+            lines.push_str(&format!(" {address})"));
         }
     }
 }

@@ -104,14 +104,16 @@ fn alone(argument: &[u8], command: Command) -> Result<Command, Reply> {
     }
 }
 
-/// Any printable ASCII will do: old devices name themselves with blanks and underscores, and nothing is decided by it.
+/// Anything printable will do: old devices name themselves with blanks, underscores and umlauts, and nothing is decided
+/// by it.
 fn hello(argument: &[u8]) -> Result<Box<str>, Reply> {
     if argument.is_empty() {
         return Err(reply::argument_missing());
     }
-    let printable = argument.iter().all(|octet| matches!(octet, b' '..=b'~'));
     match str::from_utf8(argument) {
-        Ok(name) if printable && name.len() <= MAX_HELO => Ok(name.into()),
+        Ok(name) if !name.chars().any(char::is_control) && name.len() <= MAX_HELO => {
+            Ok(name.into())
+        }
         _ => Err(reply::bad_hello()),
     }
 }

@@ -281,7 +281,7 @@ pub fn argument_not_allowed() -> Reply {
 }
 
 pub fn bad_hello() -> Reply {
-    Reply::new(501, (5, 5, 4), "The name must be printable ASCII of at most 255 octets")
+    Reply::new(501, (5, 5, 4), "The name must be printable text of at most 255 octets")
 }
 
 pub fn mail_syntax() -> Reply {

@@ -41,6 +41,9 @@ use crate::smtp::reply::{self, Reply};
 const FLUSH: usize = 8 * 1024;
 /// Commands between two messages that lead nowhere and are not yet errors.
 const IDLE_COMMANDS: u32 = 1000;
+/// RCPT that add no recipient, between two messages, and are not yet errors: a long list sent to a server that takes
+/// fewer is answered to its end.
+const SURPLUS_RCPTS: u32 = 100_000;
 /// What the chunks of one message may announce beyond twice the largest message.
 const CHUNK_SLACK: u64 = 1024 * 1024;
 /// The minimum data rate is asked for after so long.
@@ -141,6 +144,7 @@ pub struct Session {
     waiting_since: Option<Instant>,
     errors: u32,
     idle_commands: u32,
+    surplus_rcpts: u32,
     /// No whole line has come yet.
     fresh: bool,
     /// DATA or BDAT was refused: the next line must be a command in valid form.
@@ -260,6 +264,7 @@ impl Session {
             waiting_since: Some(now),
             errors: 0,
             idle_commands: 0,
+            surplus_rcpts: 0,
             fresh: true,
             wary: false,
             abort_due: false,
@@ -418,6 +423,7 @@ impl Session {
             self.end_transaction();
             self.errors = 0;
             self.idle_commands = 0;
+            self.surplus_rcpts = 0;
         }
     }
 
@@ -460,20 +466,6 @@ impl Session {
     /// The open transaction, until its end was answered.
     pub fn transaction(&self) -> Option<&Transaction> {
         self.transaction.as_ref().map(|open| &open.transaction)
-    }
-
-    /// Hands the transaction over; only between [`Step::Commit`] and its answer.
-    pub fn take_transaction(&mut self) -> Option<Transaction> {
-        match self.state {
-            State::AskCommit => self.transaction.take().map(|open| open.transaction),
-            State::Greeting
-            | State::Command
-            | State::AskMail(_)
-            | State::AskRcpt(_)
-            | State::AskBegin(_)
-            | State::Content
-            | State::Closing => None,
-        }
     }
 
     /// Memory held in buffers, in octets.
@@ -551,7 +543,7 @@ impl Session {
         }
         let answer = match parsed {
             Ok(command) => self.obey(command),
-            Err(reply) if is_rcpt && !self.no_recipient_yet() => Answer::Reply(reply),
+            Err(reply) if is_rcpt && !self.no_recipient_yet() => self.surplus(reply),
             Err(reply) => Answer::Fault(reply),
         };
         self.answer(answer);
@@ -652,10 +644,10 @@ impl Session {
         let rcpts = &open.transaction.rcpts;
         let seen = open.seen.contains(&hash(&rcpt.path));
         if seen && rcpts.iter().any(|known| known.path == rcpt.path) {
-            return Answer::Reply(reply::recipient_ok());
+            return self.surplus(reply::recipient_ok());
         }
         if rcpts.len() >= self.settings.max_recipients {
-            return Answer::Reply(reply::too_many_recipients());
+            return self.surplus(reply::too_many_recipients());
         }
         self.state = State::AskRcpt(Box::new(rcpt));
         Answer::Done
@@ -766,6 +758,15 @@ impl Session {
     /// The answer to a command that by itself leads to no message.
     fn idle(&mut self, reply: Reply) -> Answer {
         match self.is_idle_too_long() {
+            true => Answer::Fault(reply),
+            false => Answer::Reply(reply),
+        }
+    }
+
+    /// A RCPT that adds no recipient.
+    fn surplus(&mut self, reply: Reply) -> Answer {
+        self.surplus_rcpts = self.surplus_rcpts.saturating_add(1);
+        match self.surplus_rcpts > SURPLUS_RCPTS {
             true => Answer::Fault(reply),
             false => Answer::Reply(reply),
         }

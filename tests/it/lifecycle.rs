@@ -396,3 +396,31 @@ fn what_was_queued_before_a_restart_is_delivered_once() {
     gateway.stop();
     assert_eq!(sink.taken().len(), MESSAGES);
 }
+
+/// Half a request, or answers that nobody reads, kept the daemon from ending.
+#[test]
+fn an_admin_client_with_half_a_request_did_not_let_the_daemon_end() {
+    let mut gateway = Setup::none("hold").set("limits", "shutdown_grace = \"1s\"").start();
+    let mut half = TcpStream::connect(gateway.admin()).unwrap();
+    half.write_all(b"GET /metrics HT").unwrap();
+    let mut silent = TcpStream::connect(gateway.admin()).unwrap();
+    silent.write_all(&b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(500)).unwrap();
+    gateway.terminate();
+    assert!(gateway.wait_exit().success());
+}
+
+/// Idle connections to the admin port took every descriptor, and mail got none.
+#[test]
+fn a_crowd_at_the_admin_port_did_not_leave_mail_a_descriptor() {
+    let sink = Sink::new();
+    let gateway = Setup::to(sink.address)
+        .set("limits", "connections = 10")
+        .under(&["sh", "-c", "ulimit -n 400; exec \"$@\"", "sh"])
+        .start();
+    let admin = gateway.admin();
+    let _crowd: Vec<_> = (0..450).map(|_| TcpStream::connect(admin).unwrap()).collect();
+    for _ in 0..3 {
+        mail(&gateway, "a@example.com");
+    }
+    sink.wait(3);
+}

@@ -935,3 +935,69 @@ fn poison_that_closed_the_gate_kept_a_good_message_waiting() {
     // The other of the two may be tried before; the one that was the last probe not.
     assert!(poison(seen) <= 1, "{:?}", sink.lines());
 }
+
+/// A message whose answer is lost each time went out again and again.
+#[test]
+fn a_second_doubt_holds_the_message() {
+    let sink = Sink::scripted(|ask| match ask.is_content() {
+        true => Answer::TakeAndDrop,
+        false => Answer::Usual,
+    });
+    let gateway = Setup::to(sink.address).start();
+    let id = mail(&gateway, "a@example.com", &["b@example.org"]);
+    let held = gateway.wait_event("held", |event| event["id"] == id.as_str());
+    assert!(held["message"].as_str().unwrap().contains("may have been taken twice"), "{held}");
+    eventually("the message to be held", || {
+        (gateway.metric("mailsluice_queue_messages{state=\"held\"}") == 1.0).then_some(())
+    });
+    assert_eq!(gateway.metric("mailsluice_in_doubt_total"), 2.0);
+    let spool = gateway.kill();
+    let gateway = Setup::to(sink.address).spool(&spool.path().join("spool")).start();
+    assert_eq!(gateway.metric("mailsluice_queue_messages{state=\"held\"}"), 1.0);
+    gateway.stop();
+    assert_eq!(sink.taken().len(), 2);
+}
+
+/// An upstream that takes three connections at once was taken for one that is down, over and over.
+#[test]
+fn an_upstream_that_takes_few_connections_was_called_down() {
+    let open = Arc::new(AtomicUsize::new(0));
+    let sink = Sink::scripted({
+        let open = Arc::clone(&open);
+        move |ask| {
+            if ask.is_greeting() && open.fetch_add(1, SeqCst) >= 3 {
+                open.fetch_sub(1, SeqCst);
+                return Answer::RawThenDrop(b"421 4.7.0 too many connections\r\n".to_vec());
+            }
+            if ask.is("QUIT") {
+                open.fetch_sub(1, SeqCst);
+            }
+            Answer::Usual
+        }
+    });
+    let gateway = Setup::to(sink.address).start();
+    // One is served first, so that the server is known to work.
+    mail(&gateway, "m@example.com", &["b@example.org"]);
+    sink.wait(1);
+    let address = gateway.smtp();
+    std::thread::scope(|scope| {
+        for client in 0..10 {
+            scope.spawn(move || {
+                let mut connection = Client::hello(address);
+                for n in 0..20 {
+                    connection.mail(
+                        &format!("m{client}-{n}@example.com"),
+                        &["b@example.org"],
+                        "Subject: x\r\n\r\n",
+                    );
+                }
+            });
+        }
+    });
+    sink.wait(201);
+    gateway.wait_empty();
+    let gateway = stop(gateway);
+    assert_eq!(count(&gateway, "closed", |_| true), 0, "{}", gateway.log_text());
+    assert_eq!(count(&gateway, "failed", |_| true), 0);
+    assert_eq!(sink.taken().len(), 201);
+}

@@ -123,7 +123,7 @@ impl Host {
 
     fn commit(&mut self) {
         let body = self.staged.take().expect("Begin was accepted, and no Commit or Abort came");
-        let transaction = self.session.take_transaction().expect("it is being committed");
+        let transaction = self.session.transaction().expect("it is being committed").clone();
         let rcpts: Vec<String> =
             transaction.rcpts.iter().map(|rcpt| rcpt.path.to_string()).collect();
         if rcpts[0].starts_with("<no-commit") {
