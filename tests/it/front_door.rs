@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -615,20 +616,19 @@ fn a_client_that_never_reads_makes_room() {
 fn without_descriptors_it_waits_and_goes_on() {
     let sink = Sink::new();
     raise_descriptor_limit();
-    let gateway = Setup::to(sink.address)
-        .set("limits", "connections = 10")
-        .under(&["prlimit", "--nofile=340:340"])
-        .start();
+    let gateway = Setup::to(sink.address).set("limits", "connections = 10").start();
     let mut client = Client::hello(gateway.smtp());
-    let admin = gateway.admin();
-    let hoard: Vec<_> = (0..400).map(|_| TcpStream::connect(admin).unwrap()).collect();
-    eventually("all descriptors to be taken", || (gateway.descriptors() >= 340).then_some(()));
+    let limit = |descriptors: usize| {
+        let (pid, limit) = (gateway.pid().to_string(), format!("--nofile={descriptors}:1024"));
+        assert!(Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap().success());
+    };
+    limit(gateway.descriptors());
     // The kernel makes the connection; the gateway cannot take it yet.
     let mut waiting = Client::silent(gateway.smtp());
     gateway.wait_log("cannot accept on ");
     // Whoever is in is served, also where the upstream cannot be reached for want of a socket.
     let first = client.mail("a@example.com", &["b@example.com"], "Subject: x\r\n");
-    drop(hoard);
+    limit(1024);
     waiting.expect(220);
     let second = waiting.mail("a@example.com", &["b@example.com"], "Subject: x\r\n");
     sink.wait_id(&first);
