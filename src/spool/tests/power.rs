@@ -1115,3 +1115,15 @@ fn below_the_floor_not_an_octet_is_written() {
     assert_eq!(disk.state().version, before);
     check(&run.finish(), BRIEF, 0);
 }
+
+#[test]
+fn a_first_start_that_was_cut_short_leaves_no_folder_unsynced() {
+    for from in 0..8 {
+        let disk = SimDisk::new();
+        disk.set_fault(Some(Fault { from, times: 1, errno: EIO, only_syncs: false }));
+        let mut run = Run::new(disk, Model::new());
+        run.reopen();
+        run.step(Step::Apply(vec![durably(vec![message(1, 100)])]));
+        check(&run.finish(), BRIEF, from);
+    }
+}
