@@ -153,9 +153,13 @@ impl Replay<'_> {
                 self.expected = Some(self.expected.unwrap_or(0).max(header.first_batch));
                 self.highest = self.highest.max(header.first_batch.saturating_sub(1));
             }
-            // A segment whose making was cut short has no records and nothing behind it.
+            // The making of a segment can be cut short: then it has no whole batch, for the first one starts in the
+            // same sector as the header. If it once had one, a later header says so, and it is missed there; only
+            // before the first good header nobody knows what to expect.
             None if scan.batches.is_empty()
-                && (later.is_empty() || bytes.len() <= segment::HEADER) => {}
+                && (self.expected.is_some()
+                    || bytes.len() <= segment::HEADER
+                    || next_header.is_none_or(|header| header.void_from <= 1)) => {}
             None => {
                 self.report.damaged.push(format!("{}: its header is damaged", name(number)));
                 self.damaged.insert(number);

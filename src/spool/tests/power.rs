@@ -1127,3 +1127,21 @@ fn a_first_start_that_was_cut_short_leaves_no_folder_unsynced() {
         check(&run.finish(), BRIEF, from);
     }
 }
+
+#[test]
+fn a_segment_whose_making_was_cut_short_never_counts_as_damage() {
+    let runtime = runtime();
+    for (len, octet) in [(0, 0), (10, 0), (64, 0), (400, 0), (5_000, 0), (5_000, b'x')] {
+        let mut run = Run::new(SimDisk::new(), Model::new());
+        run.open().unwrap();
+        run.step(Step::Apply(vec![durably(vec![message(1, 100)])]));
+        let disk = run.finish().disk;
+        let path = spool().path.join("log").join(segment::name(2));
+        disk.set_content(&path, &vec![octet; len]);
+        for _ in 0..3 {
+            let (log, report) = runtime.block_on(open_log(&disk)).unwrap();
+            assert_eq!(ids(&log), [1]);
+            assert_eq!(report.damaged, Vec::<String>::new(), "{len} octets");
+        }
+    }
+}
