@@ -101,12 +101,22 @@ fn list(disk: &dyn Disk, paths: &Paths) -> Result<Vec<Listed>, OpenError> {
         let header = header.filter(|header| header.number == number);
         segments.push(Listed { number, len, header, proven: 0 });
     }
-    let key = segments.iter().find_map(|segment| segment.header).map(|header| header.key);
+    // A segment of another spool has no say here.
+    let key = common_key(&segments);
+    for listed in &mut segments {
+        listed.header = listed.header.filter(|header| Some(header.key) == key);
+    }
     for listed in segments.iter_mut().filter(|segment| segment.header.is_none()) {
         let bytes = read(disk, paths, listed.number)?;
         listed.proven = segment::scan(&bytes, listed.number, key).proven;
     }
     Ok(segments)
+}
+
+/// The key that most headers have; of several such, that of the latest segment.
+fn common_key(segments: &[Listed]) -> Option<u64> {
+    let keys = || segments.iter().filter_map(|segment| segment.header).map(|header| header.key);
+    keys().max_by_key(|key| keys().filter(|other| other == key).count())
 }
 
 struct Replay<'a> {

@@ -1145,3 +1145,24 @@ fn a_segment_whose_making_was_cut_short_never_counts_as_damage() {
         }
     }
 }
+
+#[test]
+fn a_segment_of_another_spool_has_no_say_about_ours() {
+    let runtime = runtime();
+    let mut random = Random(1);
+    let (written, foreign) = (write(&mut random), write(&mut random));
+    for (path, bytes) in &written.files {
+        // Its header, all of it, or all of it in a number of its own.
+        let header = [&foreign.files[path][..segment::HEADER], &bytes[segment::HEADER..]].concat();
+        let next = spool().path.join("log").join(segment::name(written.files.len() as u64 + 1));
+        for (path, bytes) in [
+            (path, header.as_slice()),
+            (path, foreign.files[path].as_slice()),
+            (&next, foreign.files[path].as_slice()),
+        ] {
+            let mut files = written.files.clone();
+            files.insert(path.clone(), bytes.to_vec());
+            check_damage(&written, &files, &runtime).unwrap();
+        }
+    }
+}
