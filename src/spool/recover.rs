@@ -50,8 +50,7 @@ pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenEr
     }
     replay.missing_before(replay.proven.saturating_add(1));
     if !segments.is_empty() {
-        let sync = disk.sync_dir(&paths.log);
-        sync.map_err(Failure::at(format!("syncing {}", paths.log.display())))?;
+        sync(disk, &paths.log)?;
     }
     replay.put_aside()?;
     replay.tidy_files()?;
@@ -238,6 +237,8 @@ impl Replay<'_> {
         let folder = &self.paths.damaged;
         let create = disk.create_dir(folder);
         create.map_err(Failure::at(format!("making the folder {}", folder.display())))?;
+        // Before anything is moved there.
+        sync(disk, &self.paths.root)?;
         for number in &self.damaged {
             let to = folder.join(segment::name(*number));
             let linked = match disk.link(&self.paths.segment(*number), &to) {
@@ -249,8 +250,7 @@ impl Replay<'_> {
                 self.index.segments.entry(*number).or_default().keep = true;
             }
         }
-        let sync = disk.sync_dir(folder);
-        Ok(sync.map_err(Failure::at(format!("syncing {}", folder.display())))?)
+        sync(disk, folder)
     }
 
     /// Side files that no message names are left over from a crash, or belong to a record that is damaged.
@@ -284,6 +284,9 @@ impl Replay<'_> {
                 }
             }
         }
+        if !stray.is_empty() && !self.damaged.is_empty() {
+            sync(disk, &self.paths.damaged)?;
+        }
         for name in names(disk, &self.paths.tmp)? {
             self.remove_stray(&self.paths.tmp.join(name));
         }
@@ -303,6 +306,11 @@ fn read(disk: &dyn Disk, paths: &Paths, number: u64) -> Result<Vec<u8>, OpenErro
     let path = paths.segment(number);
     let read = disk::read(disk, &path);
     Ok(read.map_err(Failure::at(format!("reading {}", path.display())))?)
+}
+
+fn sync(disk: &dyn Disk, folder: &Path) -> Result<(), OpenError> {
+    let sync = disk.sync_dir(folder);
+    Ok(sync.map_err(Failure::at(format!("syncing the folder {}", folder.display())))?)
 }
 
 /// The names in a folder that can be ours.

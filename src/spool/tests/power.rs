@@ -1166,3 +1166,50 @@ fn a_segment_of_another_spool_has_no_say_about_ours() {
         }
     }
 }
+
+#[test]
+fn what_was_put_aside_survives_a_power_cut() {
+    let runtime = runtime();
+    let mut run = Run::new(SimDisk::new(), Model::new());
+    run.open().unwrap();
+    for n in 1..=3 {
+        run.step(Step::Apply(vec![durably(vec![message(n, 3_000)])]));
+    }
+    run.step(Step::Apply(vec![durably(vec![message(4, LARGE)])]));
+    run.step(Step::Apply(vec![durably(vec![message(5, 10)])]));
+    let disk = run.finish().disk;
+    let path = disk.names(&spool().path.join("log")).unwrap().remove(0);
+    let path = spool().path.join("log").join(path);
+    let mut bytes = disk.content(&path).unwrap();
+    // The second message, and the one with the side file.
+    let at = bytes.windows(10).position(|words| words == b"message 2 ").unwrap();
+    bytes[at] ^= 1;
+    let end = bytes.len() - 400;
+    bytes[end..end + 8].fill(0);
+    disk.set_content(&path, &bytes);
+    let side_file = disk.names(&spool().path.join("bodies")).unwrap().remove(0);
+
+    let opened = disk.kill();
+    let mut run = Run::new(opened, Model::new());
+    let report = run.open().unwrap();
+    assert_eq!(report.damaged.len(), 2, "{report:?}");
+    run.step(Step::Apply(vec![durably([1, 3, 5].map(Change::Done).to_vec())]));
+    let run = run.finish();
+    for shot in &run.shots {
+        let items = shot.state.items();
+        for cut in BRIEF.cuts(&items, &mut Random(7)) {
+            let disk = run.disk.cut(&shot.state, &items, &cut);
+            let is_somewhere = |folders: [&str; 2], name: &str| {
+                folders.iter().any(|folder| {
+                    let names = disk.names(&spool().path.join(folder));
+                    names.is_ok_and(|names| names.iter().any(|found| found == name))
+                })
+            };
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let at = format!("{:?}, {cut}", shot.at);
+            assert!(is_somewhere(["log", "damaged"], name), "the segment is gone: {at}");
+            assert!(is_somewhere(["bodies", "damaged"], &side_file), "the file is gone: {at}");
+            runtime.block_on(open_log(&disk)).unwrap();
+        }
+    }
+}
