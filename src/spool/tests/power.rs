@@ -845,6 +845,168 @@ fn a_power_cut_after_any_operation_loses_nothing_that_was_acknowledged() {
     assert!(cuts >= wanted);
 }
 
+/// Few steps, so that each of their operations can fail in turn.
+fn short_steps(large: usize) -> Vec<Step> {
+    let one = |request| Step::Apply(vec![request]);
+    vec![
+        one(durably(vec![message(1, 100), message(2, 5_000)])),
+        one(lazily(vec![message(3, 100), Change::Update(1, 1)])),
+        one(durably(vec![message(4, 6_000)])),
+        one(lazily(vec![Change::Done(2)])),
+        one(lazily(vec![message(5, 5_000)])),
+        one(durably(vec![message(6, large)])),
+        Step::Apply(vec![
+            durably(vec![message(7, 100)]),
+            lazily(vec![message(8, 200)]),
+            durably(vec![Change::Hold(1, 2)]),
+        ]),
+        one(lazily(vec![Change::Fail(3, 3), message(9, 300)])),
+        one(durably(vec![Change::Done(4), message(10, 100)])),
+        one(lazily(vec![Change::Done(6)])),
+    ]
+}
+
+const LAST: [Step; 2] = [Step::Settle, Step::Restart];
+
+/// A run in which the operations of `fault` fail. `None` if there are not so many.
+fn run_with(fault: Fault) -> Option<Finished> {
+    let disk = SimDisk::new();
+    let mut run = Run::new(disk.clone(), Model::new());
+    let is_single = fault.times == 1;
+    run.is_doubtful = !is_single;
+    if !is_single {
+        run.open().unwrap();
+    }
+    disk.set_fault(Some(fault));
+    if is_single && run.open().is_err() {
+        run.open().unwrap();
+    }
+    // While nothing can be written, a refused message may be on disk, and its side file is gone: a start calls that
+    // damage, rightly.
+    let mut steps = short_steps(if is_single { LARGE } else { 3_000 });
+    if !is_single {
+        steps.extend((12..20).map(|n| Step::Apply(vec![durably(vec![message(n, 2_000)])])));
+    }
+    if is_single {
+        // What several failures left in the memory of the system alone is not on disk, though a start finds it there.
+        steps.extend(LAST);
+        steps.push(Step::Apply(vec![durably(vec![message(11, 100)])]));
+    }
+    for step in steps {
+        if run.is_with_what(&step) {
+            run.step(step);
+        }
+    }
+    let mut run = run.finish();
+    let is_hit = |shot: &Shot| match fault.only_syncs {
+        true => shot.state.syncs > fault.from,
+        false => shot.state.operations > fault.from,
+    };
+    let first = run.shots.iter().position(is_hit)?;
+    // The first ones after the fault, and then some.
+    let mut at = 0;
+    run.shots.retain(|_| {
+        at += 1;
+        at > first && (at <= first + 12 || at % 6 == 0 || is_slow())
+    });
+    Some(run)
+}
+
+impl Run {
+    /// After a fault, what a step changes may not be there.
+    fn is_with_what(&self, step: &Step) -> bool {
+        let Step::Apply(requests) = step else { return true };
+        let heads = self.log.as_ref().unwrap().heads(None, usize::MAX);
+        let mut known: HashSet<u128> = heads.iter().map(|head| head.id.as_u128()).collect();
+        requests.iter().all(|request| {
+            known.extend(request.puts());
+            request.changes.iter().all(|change| match change {
+                Change::Put(..) => true,
+                Change::Update(n, _)
+                | Change::Hold(n, _)
+                | Change::Fail(n, _)
+                | Change::Done(n) => known.contains(n),
+            })
+        })
+    }
+}
+
+fn check_faults(errno: i32, only_syncs: bool, times: u64) {
+    let started = crate::clock::now();
+    let mut cuts = 0;
+    let mut from = 0;
+    while let Some(run) = run_with(Fault { from, times, errno, only_syncs }) {
+        cuts += check(&run, BRIEF, from);
+        from += 1;
+    }
+    let took = crate::clock::now() - started;
+    println!("{from} places for {times} faults of {errno}, {cuts} power cuts, {took:?}");
+    assert!(from > 10, "{from}");
+}
+
+#[test]
+fn a_full_disk_at_any_operation_and_then_a_power_cut_loses_nothing() {
+    check_faults(ENOSPC, false, 1);
+}
+
+#[test]
+fn failed_operations_and_then_a_power_cut_loses_nothing() {
+    check_faults(EIO, false, if is_slow() { 1 } else { 2 });
+    check_faults(EIO, false, 3);
+}
+
+#[test]
+fn a_failed_sync_that_drops_what_it_should_have_written_loses_nothing() {
+    check_faults(EIO, true, 1);
+    check_faults(EIO, true, 3);
+    check_faults(EIO, true, u64::MAX);
+}
+
+#[test]
+fn a_disk_that_is_full_from_some_time_on_loses_nothing() {
+    check_faults(ENOSPC, false, u64::MAX);
+}
+
+#[test]
+fn a_first_start_that_was_cut_short_leaves_no_folder_unsynced() {
+    for from in 0..8 {
+        let disk = SimDisk::new();
+        disk.set_fault(Some(Fault { from, times: 1, errno: EIO, only_syncs: false }));
+        let mut run = Run::new(disk, Model::new());
+        run.reopen();
+        run.step(Step::Apply(vec![durably(vec![message(1, 100)])]));
+        check(&run.finish(), BRIEF, from);
+    }
+}
+
+#[test]
+fn when_the_spool_writes_again_what_was_refused_meanwhile_stays_refused() {
+    let places = if is_slow() { 24 } else { 4 };
+    let work = |from: u64| {
+        let disk = SimDisk::new();
+        let mut run = Run::new(disk.clone(), Model::new());
+        run.open().unwrap();
+        let times = 2 + from % 3;
+        disk.set_fault(Some(Fault { from: from * 2, times, errno: EIO, only_syncs: false }));
+        for step in short_steps(3_000) {
+            if run.is_with_what(&step) {
+                run.step(step);
+            }
+        }
+        run.step(Step::Recover);
+        run.step(Step::Apply(vec![durably(vec![message(20, 100)])]));
+        run.step(Step::Apply(vec![lazily(vec![message(21, 100)])]));
+        run.step(Step::Restart);
+        run.step(Step::Apply(vec![durably(vec![message(22, 100)])]));
+        check(&run.finish(), BRIEF, from)
+    };
+    let cuts: u64 = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..places).map(|from| scope.spawn(move || work(from))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    println!("{places} places, {cuts} power cuts");
+}
+
 /// Where on disk what one request wrote is.
 struct Region {
     path: PathBuf,
@@ -1080,91 +1242,28 @@ fn check_damage(written: &Written, files: &Files, runtime: &Runtime) -> Result<(
 }
 
 #[test]
-fn a_second_daemon_and_a_later_version_leave_the_spool_as_it_is() {
+fn damage_anywhere_costs_only_what_it_touches_and_is_reported() {
+    let rounds = if is_slow() { 5_000 } else { 400 };
     let runtime = runtime();
-    let written = write(&mut Random(1));
-    let (log, _) = runtime.block_on(open_log(&written.disk)).unwrap();
-    let items = written.disk.state().items().len();
-    let second = runtime.block_on(open_log(&written.disk));
-    assert!(matches!(second, Err(OpenError::Locked { .. })));
-    assert_eq!(written.disk.state().items().len(), items);
-    drop(log);
-    for (path, bytes) in &written.files {
-        let disk = written.disk.kill();
-        let header = segment::Header::decode(bytes).unwrap();
-        let header = segment::Header { version: segment::VERSION + 1, ..header };
-        let later = [&header.encode(), &bytes[segment::HEADER..]].concat();
-        disk.set_content(path, &later);
-        let names = |folder: &str| disk.names(&spool().path.join(folder)).unwrap();
-        let before = ["log", "bodies", "tmp"].map(names);
-        let refused = runtime.block_on(open_log(&disk));
-        assert!(matches!(refused, Err(OpenError::Newer { .. })));
-        assert_eq!(["log", "bodies", "tmp"].map(names), before);
-        assert_eq!(disk.content(path).unwrap(), later);
-    }
-}
-
-#[test]
-fn below_the_floor_not_an_octet_is_written() {
-    let disk = SimDisk::new();
-    disk.set_free(999_999);
-    let mut run = Run::new(disk.clone(), Model::new());
-    run.open().unwrap();
-    let before = disk.state().version;
-    run.step(Step::Apply(vec![durably(vec![message(1, 10)]), lazily(vec![message(2, LARGE)])]));
-    assert_eq!(disk.state().version, before);
-    check(&run.finish(), BRIEF, 0);
-}
-
-#[test]
-fn a_first_start_that_was_cut_short_leaves_no_folder_unsynced() {
-    for from in 0..8 {
-        let disk = SimDisk::new();
-        disk.set_fault(Some(Fault { from, times: 1, errno: EIO, only_syncs: false }));
-        let mut run = Run::new(disk, Model::new());
-        run.reopen();
-        run.step(Step::Apply(vec![durably(vec![message(1, 100)])]));
-        check(&run.finish(), BRIEF, from);
-    }
-}
-
-#[test]
-fn a_segment_whose_making_was_cut_short_never_counts_as_damage() {
-    let runtime = runtime();
-    for (len, octet) in [(0, 0), (10, 0), (64, 0), (400, 0), (5_000, 0), (5_000, b'x')] {
-        let mut run = Run::new(SimDisk::new(), Model::new());
-        run.open().unwrap();
-        run.step(Step::Apply(vec![durably(vec![message(1, 100)])]));
-        let disk = run.finish().disk;
-        let path = spool().path.join("log").join(segment::name(2));
-        disk.set_content(&path, &vec![octet; len]);
-        for _ in 0..3 {
-            let (log, report) = runtime.block_on(open_log(&disk)).unwrap();
-            assert_eq!(ids(&log), [1]);
-            assert_eq!(report.damaged, Vec::<String>::new(), "{len} octets");
-        }
-    }
-}
-
-#[test]
-fn a_segment_of_another_spool_has_no_say_about_ours() {
-    let runtime = runtime();
-    let mut random = Random(1);
-    let (written, foreign) = (write(&mut random), write(&mut random));
-    for (path, bytes) in &written.files {
-        // Its header, all of it, or all of it in a number of its own.
-        let header = [&foreign.files[path][..segment::HEADER], &bytes[segment::HEADER..]].concat();
-        let next = spool().path.join("log").join(segment::name(written.files.len() as u64 + 1));
-        for (path, bytes) in [
-            (path, header.as_slice()),
-            (path, foreign.files[path].as_slice()),
-            (&next, foreign.files[path].as_slice()),
-        ] {
+    let mut failed = Vec::new();
+    for spool in 0..4 {
+        let mut random = Random(spool);
+        let (written, foreign) = (write(&mut random), write(&mut random));
+        for seed in 0..rounds {
+            let mut random = Random(spool << 32 | seed);
             let mut files = written.files.clone();
-            files.insert(path.clone(), bytes.to_vec());
-            check_damage(&written, &files, &runtime).unwrap();
+            let mut said = Vec::new();
+            // With more of another spool than of this one, nobody can say which it is.
+            said.push(damage(&mut files, &foreign.files, &mut random));
+            for _ in 0..random.below(3) {
+                said.push(damage(&mut files, &Files::new(), &mut random));
+            }
+            if let Err(what) = check_damage(&written, &files, &runtime) {
+                failed.push(format!("spool {spool}, seed {seed}, {said:?}: {what}"));
+            }
         }
     }
+    assert!(failed.is_empty(), "{} of {}: {:#?}", failed.len(), 4 * rounds, failed);
 }
 
 #[test]
@@ -1212,4 +1311,80 @@ fn what_was_put_aside_survives_a_power_cut() {
             runtime.block_on(open_log(&disk)).unwrap();
         }
     }
+}
+
+#[test]
+fn a_second_daemon_and_a_later_version_leave_the_spool_as_it_is() {
+    let runtime = runtime();
+    let written = write(&mut Random(1));
+    let (log, _) = runtime.block_on(open_log(&written.disk)).unwrap();
+    let items = written.disk.state().items().len();
+    let second = runtime.block_on(open_log(&written.disk));
+    assert!(matches!(second, Err(OpenError::Locked { .. })));
+    assert_eq!(written.disk.state().items().len(), items);
+    drop(log);
+    for (path, bytes) in &written.files {
+        let disk = written.disk.kill();
+        let header = segment::Header::decode(bytes).unwrap();
+        let header = segment::Header { version: segment::VERSION + 1, ..header };
+        let later = [&header.encode(), &bytes[segment::HEADER..]].concat();
+        disk.set_content(path, &later);
+        let names = |folder: &str| disk.names(&spool().path.join(folder)).unwrap();
+        let before = ["log", "bodies", "tmp"].map(names);
+        let refused = runtime.block_on(open_log(&disk));
+        assert!(matches!(refused, Err(OpenError::Newer { .. })));
+        assert_eq!(["log", "bodies", "tmp"].map(names), before);
+        assert_eq!(disk.content(path).unwrap(), later);
+    }
+}
+
+#[test]
+fn a_segment_whose_making_was_cut_short_never_counts_as_damage() {
+    let runtime = runtime();
+    for (len, octet) in [(0, 0), (10, 0), (64, 0), (400, 0), (5_000, 0), (5_000, b'x')] {
+        let mut run = Run::new(SimDisk::new(), Model::new());
+        run.open().unwrap();
+        run.step(Step::Apply(vec![durably(vec![message(1, 100)])]));
+        let disk = run.finish().disk;
+        let path = spool().path.join("log").join(segment::name(2));
+        disk.set_content(&path, &vec![octet; len]);
+        for _ in 0..3 {
+            let (log, report) = runtime.block_on(open_log(&disk)).unwrap();
+            assert_eq!(ids(&log), [1]);
+            assert_eq!(report.damaged, Vec::<String>::new(), "{len} octets");
+        }
+    }
+}
+
+#[test]
+fn a_segment_of_another_spool_has_no_say_about_ours() {
+    let runtime = runtime();
+    let mut random = Random(1);
+    let (written, foreign) = (write(&mut random), write(&mut random));
+    for (path, bytes) in &written.files {
+        // Its header, all of it, or all of it in a number of its own.
+        let header = [&foreign.files[path][..segment::HEADER], &bytes[segment::HEADER..]].concat();
+        let next = spool().path.join("log").join(segment::name(written.files.len() as u64 + 1));
+        for (path, bytes) in [
+            (path, header.as_slice()),
+            (path, foreign.files[path].as_slice()),
+            (&next, foreign.files[path].as_slice()),
+        ] {
+            let mut files = written.files.clone();
+            files.insert(path.clone(), bytes.to_vec());
+            check_damage(&written, &files, &runtime).unwrap();
+        }
+    }
+}
+
+#[test]
+fn below_the_floor_not_an_octet_is_written() {
+    let disk = SimDisk::new();
+    disk.set_free(999_999);
+    let mut run = Run::new(disk.clone(), Model::new());
+    run.open().unwrap();
+    let before = disk.state().version;
+    run.step(Step::Apply(vec![durably(vec![message(1, 10)]), lazily(vec![message(2, LARGE)])]));
+    assert_eq!(disk.state().version, before);
+    check(&run.finish(), BRIEF, 0);
 }
