@@ -121,12 +121,26 @@ impl Log {
                 OpenError::Io(format!("locking {}", lock_path.display()), error)
             }
         })?;
-        // The folder above may be one that we may not read: it is asked only when it has a new name in it.
-        let above = paths.root.parent().filter(|_| is_new);
+        // The folder above may be one that we may not read: it is asked only when it has a new name in it, which may be
+        // from an earlier start that came no further.
+        let names = disk.names(&paths.log);
+        let names = names.map_err(Failure::at(format!("reading {}", paths.log.display())))?;
+        let is_unused = names.is_empty();
+        let above = paths.root.parent().filter(|_| is_new || is_unused);
         for path in above.into_iter().chain([&*paths.root]) {
             // A relative path of one word has the empty path as its parent.
             let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-            let sync = disk.sync_dir(path);
+            let sync = match disk.sync_dir(path) {
+                // Then it was not us who made the name.
+                Err(error)
+                    if error.kind() == io::ErrorKind::PermissionDenied
+                        && !is_new
+                        && *path != paths.root =>
+                {
+                    Ok(())
+                }
+                sync => sync,
+            };
             sync.map_err(Failure::at(format!("syncing the folder {}", path.display())))?;
         }
         let free = disk.free(&paths.root);

@@ -50,8 +50,7 @@ pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenEr
     }
     replay.missing_before(replay.proven.saturating_add(1));
     if !segments.is_empty() {
-        let sync = disk.sync_dir(&paths.log);
-        sync.map_err(Failure::at(format!("syncing {}", paths.log.display())))?;
+        sync(disk, &paths.log)?;
     }
     replay.put_aside()?;
     replay.tidy_files()?;
@@ -101,12 +100,22 @@ fn list(disk: &dyn Disk, paths: &Paths) -> Result<Vec<Listed>, OpenError> {
         let header = header.filter(|header| header.number == number);
         segments.push(Listed { number, len, header, proven: 0 });
     }
-    let key = segments.iter().find_map(|segment| segment.header).map(|header| header.key);
+    // A segment of another spool has no say here.
+    let key = common_key(&segments);
+    for listed in &mut segments {
+        listed.header = listed.header.filter(|header| Some(header.key) == key);
+    }
     for listed in segments.iter_mut().filter(|segment| segment.header.is_none()) {
         let bytes = read(disk, paths, listed.number)?;
         listed.proven = segment::scan(&bytes, listed.number, key).proven;
     }
     Ok(segments)
+}
+
+/// The key that most headers have; of several such, that of the latest segment.
+fn common_key(segments: &[Listed]) -> Option<u64> {
+    let keys = || segments.iter().filter_map(|segment| segment.header).map(|header| header.key);
+    keys().max_by_key(|key| keys().filter(|other| other == key).count())
 }
 
 struct Replay<'a> {
@@ -153,9 +162,13 @@ impl Replay<'_> {
                 self.expected = Some(self.expected.unwrap_or(0).max(header.first_batch));
                 self.highest = self.highest.max(header.first_batch.saturating_sub(1));
             }
-            // A segment whose making was cut short has no records and nothing behind it.
+            // The making of a segment can be cut short: then it has no whole batch, for the first one starts in the
+            // same sector as the header. If it once had one, a later header says so, and it is missed there; only
+            // before the first good header nobody knows what to expect.
             None if scan.batches.is_empty()
-                && (later.is_empty() || bytes.len() <= segment::HEADER) => {}
+                && (self.expected.is_some()
+                    || bytes.len() <= segment::HEADER
+                    || next_header.is_none_or(|header| header.void_from <= 1)) => {}
             None => {
                 self.report.damaged.push(format!("{}: its header is damaged", name(number)));
                 self.damaged.insert(number);
@@ -224,6 +237,8 @@ impl Replay<'_> {
         let folder = &self.paths.damaged;
         let create = disk.create_dir(folder);
         create.map_err(Failure::at(format!("making the folder {}", folder.display())))?;
+        // Before anything is moved there.
+        sync(disk, &self.paths.root)?;
         for number in &self.damaged {
             let to = folder.join(segment::name(*number));
             let linked = match disk.link(&self.paths.segment(*number), &to) {
@@ -235,8 +250,7 @@ impl Replay<'_> {
                 self.index.segments.entry(*number).or_default().keep = true;
             }
         }
-        let sync = disk.sync_dir(folder);
-        Ok(sync.map_err(Failure::at(format!("syncing {}", folder.display())))?)
+        sync(disk, folder)
     }
 
     /// Side files that no message names are left over from a crash, or belong to a record that is damaged.
@@ -270,6 +284,9 @@ impl Replay<'_> {
                 }
             }
         }
+        if !stray.is_empty() && !self.damaged.is_empty() {
+            sync(disk, &self.paths.damaged)?;
+        }
         for name in names(disk, &self.paths.tmp)? {
             self.remove_stray(&self.paths.tmp.join(name));
         }
@@ -289,6 +306,11 @@ fn read(disk: &dyn Disk, paths: &Paths, number: u64) -> Result<Vec<u8>, OpenErro
     let path = paths.segment(number);
     let read = disk::read(disk, &path);
     Ok(read.map_err(Failure::at(format!("reading {}", path.display())))?)
+}
+
+fn sync(disk: &dyn Disk, folder: &Path) -> Result<(), OpenError> {
+    let sync = disk.sync_dir(folder);
+    Ok(sync.map_err(Failure::at(format!("syncing the folder {}", folder.display())))?)
 }
 
 /// The names in a folder that can be ours.

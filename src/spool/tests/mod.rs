@@ -20,6 +20,9 @@ use crate::smtp::address::{Charset, ForwardPath, Mailbox, ReversePath};
 use crate::smtp::params::{Notify, Ret};
 use crate::smtp::reply::EnhancedStatus;
 
+mod power;
+mod sim_disk;
+
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
