@@ -96,6 +96,8 @@ pub(super) struct State {
     next: Node,
     free: u64,
     fault: Option<Fault>,
+    /// A sync failed: what the program sees is not what later syncs make durable.
+    pub(super) has_dropped: bool,
     /// Operations so far, and syncs among them.
     pub(super) operations: u64,
     pub(super) syncs: u64,
@@ -497,6 +499,7 @@ impl State {
             next: self.next,
             free: self.free,
             fault: None,
+            has_dropped: false,
             operations: 0,
             syncs: 0,
         }
@@ -549,6 +552,7 @@ impl SimDisk {
             next: ROOT,
             free: u64::MAX,
             fault: None,
+            has_dropped: false,
             operations: 0,
             syncs: 0,
         };
@@ -579,7 +583,12 @@ impl SimDisk {
 
     /// The program is killed and the machine goes on: what was not synced is there, and still not synced.
     pub(super) fn kill(&self) -> Self {
-        Self::with(self.state(), Arc::clone(&self.0.bodies))
+        self.kill_at(&self.state())
+    }
+
+    /// The same at `state`, one that this disk had.
+    pub(super) fn kill_at(&self, state: &State) -> Self {
+        Self::with(state.clone(), Arc::clone(&self.0.bodies))
     }
 
     /// From now on; the counts begin at zero.
@@ -816,7 +825,10 @@ impl DiskFile for SimFile {
                 state.inode(self.node).settle();
                 Ok(())
             },
-            |state, random| state.inode(self.node).settle_badly(random),
+            |state, random| {
+                state.has_dropped |= !state.inode(self.node).items.is_empty();
+                state.inode(self.node).settle_badly(random);
+            },
         )
     }
 
