@@ -316,7 +316,6 @@ impl Run {
         lock(&self.journal).events.push(Event::Answered(at, answer));
     }
 
-    /// After a fault the spool may not open: then it is tried once more, as an operator would.
     fn step(&mut self, step: Step) {
         match step {
             Step::Apply(requests) => {
@@ -371,6 +370,7 @@ impl Run {
         }
     }
 
+    /// After a fault the spool may not open: then it is tried once more, as an operator would.
     fn reopen(&mut self) {
         if self.open().is_err() {
             self.is_doubtful = true;
@@ -378,7 +378,7 @@ impl Run {
         }
     }
 
-    /// Ends the run and cuts it in pieces.
+    /// Ends the run. What the end does is part of it.
     fn finish(mut self) -> Finished {
         self.log = None;
         self.disk.observe(|_, _| {});
@@ -1018,6 +1018,7 @@ fn when_the_spool_writes_again_what_was_refused_meanwhile_stays_refused() {
             }
         }
         run.step(Step::Recover);
+        disk.set_fault(None);
         run.step(Step::Apply(vec![durably(vec![message(20, 100)])]));
         run.step(Step::Apply(vec![lazily(vec![message(21, 100)])]));
         run.step(Step::Restart);
@@ -1074,7 +1075,7 @@ fn write(random: &mut Random) -> Written {
         if run.is_with_what(&step) {
             run.step(step);
         }
-        if at % 6 == 5 {
+        if at % 3 == 2 {
             run.step(Step::Restart);
         }
     }
@@ -1193,8 +1194,6 @@ fn check_damage(written: &Written, files: &Files, runtime: &Runtime) -> Result<(
     }
     // For each message by itself: all that may have become of it.
     let mut may_be: BTreeMap<u128, Vec<Option<Message>>> = BTreeMap::new();
-    let mut full = Model::new();
-    written.requests.iter().for_each(|request| request.apply(&mut full));
     for n in written.requests.iter().flat_map(Request::puts) {
         let mut models = vec![Model::new()];
         for (request, is_whole) in written.requests.iter().zip(&is_whole) {
@@ -1237,12 +1236,23 @@ fn check_damage(written: &Written, files: &Files, runtime: &Runtime) -> Result<(
     };
     let (log, report) = reopened(&disk)?;
     let found = look(&log)?;
-    let last_whole = is_whole.iter().rposition(|is_whole| *is_whole);
-    let is_proven = is_whole.iter().position(|is_whole| !is_whole) < last_whole;
+    // The end of the log may be lost without a word: it could be torn. What is before a whole batch may not.
+    let end = is_whole.iter().rposition(|is_whole| *is_whole).map_or(0, |last| last + 1);
+    let mut unsaid = vec![Model::new()];
+    for (at, request) in written.requests.iter().enumerate() {
+        let is_end = at >= end && written.requests.len() - end <= 8;
+        let without = if is_end { unsaid.clone() } else { Vec::new() };
+        unsaid.iter_mut().for_each(|model| request.apply(model));
+        unsaid.extend(without);
+    }
     // Nobody knows what a first segment held of which nothing is left.
     let first = written.files.keys().next().unwrap();
     let is_gone = files[first].len() <= segment::HEADER;
-    if found != full && is_proven && report.damaged.is_empty() && !is_gone {
+    if !unsaid.contains(&found)
+        && report.damaged.is_empty()
+        && !is_gone
+        && written.requests.len() - end <= 8
+    {
         let lost: Vec<_> = (0..is_whole.len()).filter(|at| !is_whole[*at]).collect();
         return Err(format!("damage of requests {lost:?} is not reported"));
     }
@@ -1267,7 +1277,7 @@ fn check_damage(written: &Written, files: &Files, runtime: &Runtime) -> Result<(
 
 #[test]
 fn damage_anywhere_costs_only_what_it_touches_and_is_reported() {
-    let rounds = if is_slow() { 5_000 } else { 400 };
+    let rounds = if is_slow() { 3_000 } else { 200 };
     let runtime = runtime();
     let mut failed = Vec::new();
     for spool in 0..4 {
