@@ -422,8 +422,6 @@ impl Finished {
     fn candidates(&self, events: usize) -> Vec<Model> {
         let mut requests: Vec<(&Request, Option<Answer>)> = Vec::new();
         let mut sure = 0;
-        // A start cannot know what its forerunner refused while it could not write: what is on disk of that stays.
-        let mut opened = 0;
         for event in &self.events[..events] {
             match event {
                 Event::Asked(request) => requests.push((request, None)),
@@ -431,7 +429,7 @@ impl Finished {
                     requests[*at].1 = Some(*answer);
                     if *answer == Answer::Ok {
                         // It writes again, so it has taken back what it refused.
-                        let troubled = requests[opened.min(*at)..*at].iter_mut();
+                        let troubled = requests[..*at].iter_mut();
                         troubled
                             .filter(|request| request.1 == Some(Answer::InTrouble))
                             .for_each(|request| request.1 = Some(Answer::Refused));
@@ -440,10 +438,7 @@ impl Finished {
                         }
                     }
                 }
-                Event::Reopened => {
-                    sure = requests.len();
-                    opened = requests.len();
-                }
+                Event::Reopened => sure = requests.len(),
             }
         }
         let mut ended: Vec<Model> = Vec::new();
