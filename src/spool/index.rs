@@ -13,6 +13,8 @@ pub(super) struct Index {
     pub(super) segments: BTreeMap<u64, Segment>,
     /// Octets of the side files.
     files: u64,
+    /// Octets of the spares.
+    pub(super) spares: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +60,7 @@ impl Index {
 
     /// Octets on disk.
     pub(super) fn used(&self) -> u64 {
-        self.files + self.segments.values().map(|segment| segment.len).sum::<u64>()
+        self.files + self.spares + self.segments.values().map(|segment| segment.len).sum::<u64>()
     }
 
     /// Takes over a record that stands at `place`. What names a message that is not here changes nothing. Returns the

@@ -270,6 +270,11 @@ pub fn decode(bytes: &[u8], offset: u64, segment: u64, key: Option<u64>) -> Opti
     })
 }
 
+/// Whether `bytes` begin like a record of `segment`, whole or not.
+pub(super) fn claims(bytes: &[u8], segment: u64) -> bool {
+    bytes.starts_with(&MAGIC) && bytes.get(16..24) == Some(&segment.to_le_bytes()[..])
+}
+
 /// What a `Put` holds; the content starts at `content_at` of the record.
 #[derive(Debug)]
 pub struct Put {

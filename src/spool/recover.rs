@@ -11,9 +11,7 @@ use super::disk::{self, Disk};
 use super::index::Index;
 use super::log::{OpenError, Paths, Report};
 use super::segment::{self, Header};
-use super::writer::Next;
-use crate::clock;
-use crate::envelope::SpoolId;
+use super::writer::{Next, Spare};
 
 pub(super) struct Recovered {
     pub(super) index: Index,
@@ -56,12 +54,14 @@ pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenEr
     replay.tidy_files()?;
     replay.report.messages = replay.index.len();
 
+    let (spares, numbers) = replay.tidy_log()?;
     let void_from = replay.expected.unwrap_or(1);
     let next = Next {
-        key: replay.key.unwrap_or_else(new_key),
-        segment: segments.last().map_or(1, |segment| segment.number.saturating_add(1)),
+        key: replay.key.unwrap_or_else(segment::fresh),
+        segment: segments.iter().map(|segment| segment.number).chain(numbers).max().unwrap_or(0),
         batch: void_from.max(replay.highest.saturating_add(1)),
         void_from,
+        spares,
     };
     Ok(Recovered { index: replay.index, next, report: replay.report })
 }
@@ -71,6 +71,8 @@ struct Listed {
     number: u64,
     len: u64,
     header: Option<Header>,
+    /// Its header is that of another spool.
+    is_foreign: bool,
     /// With a header that cannot be read: the latest batch that its records prove to have been synced.
     proven: u64,
 }
@@ -98,12 +100,13 @@ fn list(disk: &dyn Disk, paths: &Paths) -> Result<Vec<Listed>, OpenError> {
             return Err(OpenError::Newer { file: path, version });
         }
         let header = header.filter(|header| header.number == number);
-        segments.push(Listed { number, len, header, proven: 0 });
+        segments.push(Listed { number, len, header, is_foreign: false, proven: 0 });
     }
     // A segment of another spool has no say here.
     let key = common_key(&segments);
     for listed in &mut segments {
-        listed.header = listed.header.filter(|header| Some(header.key) == key);
+        listed.is_foreign = listed.header.is_some_and(|header| Some(header.key) != key);
+        listed.header = listed.header.filter(|_| !listed.is_foreign);
     }
     for listed in segments.iter_mut().filter(|segment| segment.header.is_none()) {
         let bytes = read(disk, paths, listed.number)?;
@@ -162,13 +165,9 @@ impl Replay<'_> {
                 self.expected = Some(self.expected.unwrap_or(0).max(header.first_batch));
                 self.highest = self.highest.max(header.first_batch.saturating_sub(1));
             }
-            // The making of a segment can be cut short: then it has no whole batch, for the first one starts in the
-            // same sector as the header. If it once had one, a later header says so, and it is missed there; only
-            // before the first good header nobody knows what to expect.
-            None if scan.batches.is_empty()
-                && (self.expected.is_some()
-                    || bytes.len() <= segment::HEADER
-                    || next_header.is_none_or(|header| header.void_from <= 1)) => {}
+            // A first start that failed may have left one, and the next had a key of its own.
+            None if listed.is_foreign && scan.batches.is_empty() && !scan.is_torn => {}
+            // It had one before it had its name.
             None => {
                 self.report.damaged.push(format!("{}: its header is damaged", name(number)));
                 self.damaged.insert(number);
@@ -203,10 +202,8 @@ impl Replay<'_> {
         }
         self.proven = self.proven.max(proven);
         if next_header.is_none() {
-            let holes = self.last.iter().flat_map(|(_, holes)| holes);
-            let has_hole = holes.into_iter().any(|(start, _)| *start as u64 > end);
             self.report.torn |=
-                has_hole || self.expected.is_some_and(|expected| scan.highest >= expected);
+                scan.is_torn || self.expected.is_some_and(|expected| scan.highest >= expected);
         }
         Ok(())
     }
@@ -293,6 +290,25 @@ impl Replay<'_> {
         Ok(())
     }
 
+    /// What is in the log's folder and no segment: spares, with the numbers that they had, and what never became a
+    /// segment, which goes.
+    fn tidy_log(&mut self) -> Result<(Vec<Spare>, Vec<u64>), OpenError> {
+        let (mut spares, mut numbers) = (Vec::new(), Vec::new());
+        for name in names(self.disk, &self.paths.log)? {
+            let path = self.paths.log.join(&name);
+            if let Some(number) = segment::parse_spare(&name) {
+                numbers.push(number);
+                match self.disk.open(&path).and_then(|file| file.len()) {
+                    Ok(len) if len > 0 => spares.push(Spare { path, len }),
+                    Ok(_) | Err(_) => self.remove_stray(&path),
+                }
+            } else if name.starts_with(segment::UNNAMED) {
+                self.remove_stray(&path);
+            }
+        }
+        Ok((spares, numbers))
+    }
+
     /// It only takes space: no reason not to start.
     fn remove_stray(&mut self, path: &Path) {
         match self.disk.remove(path) {
@@ -321,13 +337,4 @@ fn names(disk: &dyn Disk, folder: &Path) -> Result<Vec<String>, OpenError> {
 
 fn name(number: u64) -> String {
     format!("log/{}", segment::name(number))
-}
-
-/// From the random part of an id.
-fn new_key() -> u64 {
-    let [low, high] = [0; 2].map(|_: u8| SpoolId::new(clock::wall()).as_u128().to_le_bytes());
-    let mut key = [0; 8];
-    key[..4].copy_from_slice(&low[..4]);
-    key[4..].copy_from_slice(&high[..4]);
-    u64::from_le_bytes(key)
 }

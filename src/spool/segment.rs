@@ -1,6 +1,8 @@
 //! Segments: their names, their headers, and finding the records in one.
 
 use super::record::{self, ALIGN, Fields, Found};
+use crate::clock;
+use crate::envelope::SpoolId;
 
 /// Octets of the header; the first record follows.
 pub(super) const HEADER: usize = 64;
@@ -9,6 +11,9 @@ pub(super) const SIZE: u64 = 64 * 1024 * 1024;
 /// What this program writes. A later version is refused.
 pub(super) const VERSION: u32 = 1;
 
+/// How the names of files begin that are to become a segment, and of spares.
+pub(super) const UNNAMED: &str = "new-";
+const SPARE: &str = "spare-";
 const MAGIC: [u8; 8] = *b"sluicelg";
 
 /// The first 64 octets of a segment, in every version: magic (8), version (4), CRC-32C (4) over the rest, number,
@@ -63,6 +68,36 @@ impl Header {
     }
 }
 
+/// A segment's number: what comes later is higher. The lower half is random, so that no record of a segment that a power
+/// cut undid is ever taken for one of its successor, though that be written over the same blocks.
+pub(super) fn successor(number: u64) -> u64 {
+    let random = u32::try_from(fresh() >> 32).unwrap_or(0);
+    (number >> 32).saturating_add(1) << 32 | u64::from(random)
+}
+
+/// From the random parts of two ids.
+pub(super) fn fresh() -> u64 {
+    let [low, high] = [0; 2].map(|_: u8| SpoolId::new(clock::wall()).as_u128().to_le_bytes());
+    let mut random = [0; 8];
+    random[..4].copy_from_slice(&low[..4]);
+    random[4..].copy_from_slice(&high[..4]);
+    u64::from_le_bytes(random)
+}
+
+/// Of a file that is to become a segment, or a spare.
+pub(super) fn unnamed(number: u64) -> String {
+    format!("{UNNAMED}{number:016x}")
+}
+
+pub(super) fn spare(number: u64) -> String {
+    format!("{SPARE}{number:016x}")
+}
+
+/// The number in a name that [`spare`] made.
+pub(super) fn parse_spare(text: &str) -> Option<u64> {
+    u64::from_str_radix(text.strip_prefix(SPARE)?, 16).ok()
+}
+
 pub(super) fn name(number: u64) -> String {
     format!("{number:016x}.seg")
 }
@@ -88,6 +123,8 @@ pub(super) struct Scan<'a> {
     pub(super) proven: u64,
     /// The highest number of a batch of which anything was found.
     pub(super) highest: u64,
+    /// Behind the last record something is there that was to be one and is not whole.
+    pub(super) is_torn: bool,
     /// Where something stands that is no record, first octet and one past the last.
     pub(super) holes: Vec<(usize, usize)>,
     /// The key of the records.
@@ -105,12 +142,14 @@ pub(super) fn scan(bytes: &[u8], number: u64, mut key: Option<u64>) -> Scan<'_> 
             if hole.is_none() && rest.iter().all(|octet| *octet == 0) {
                 break;
             }
+            scan.is_torn |= record::claims(rest, number);
             hole.get_or_insert(at);
             at += ALIGN;
             continue;
         };
         if let Some(start) = hole.take() {
             scan.holes.push((start, at));
+            scan.is_torn = false;
         }
         at += found.len_on_disk();
         key = key.or(Some(found.stamp.key));

@@ -29,6 +29,14 @@ const RETRY: Duration = Duration::from_secs(1);
 /// A segment in which nothing lives is given up from this length on, though it is not full: on a disk that it has
 /// filled, nothing more would come that closes it. Not sooner, so that this costs next to nothing.
 const IDLE: u64 = segment::SIZE / 16;
+/// Spares that are kept, the reserve among them.
+const SPARES: usize = 4;
+/// A reserve that has to be made, because there is no spare, is this long: some 60,000 done-marks.
+const RESERVE: u64 = segment::SIZE / 16;
+/// Octets of it that are written at once.
+const RESERVE_PIECE: usize = 256 * 1024;
+/// How long nothing must have happened before a reserve is made.
+const QUIET: Duration = Duration::from_secs(1);
 /// Requests that wait. The next ones wait for a place, which slows down who sends them.
 const WAITING: usize = 1024;
 
@@ -72,6 +80,12 @@ struct Waiting {
     /// Files to remove.
     discarded: Vec<PathBuf>,
     is_closed: bool,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.requests.is_empty() && self.discarded.is_empty() && !self.is_closed
+    }
 }
 
 /// What the writer is to do next.
@@ -121,10 +135,14 @@ impl Queue {
         self.changed.notify_one();
     }
 
+    fn is_empty(&self) -> bool {
+        lock(&self.state).is_empty()
+    }
+
     /// Waits for work, at most until `deadline`.
     fn wait(&self, deadline: Option<Instant>) -> Work {
         let mut state = lock(&self.state);
-        while state.requests.is_empty() && state.discarded.is_empty() && !state.is_closed {
+        while state.is_empty() {
             state = match deadline.map(|at| at.saturating_duration_since(clock::now())) {
                 Some(Duration::ZERO) => break,
                 Some(left) => {
@@ -149,14 +167,24 @@ impl Queue {
 }
 
 /// Where the log goes on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Next {
     pub(super) key: u64,
+    /// The latest segment that there is; 0 for none.
     pub(super) segment: u64,
     /// No batch of this number or a higher one was ever written.
     pub(super) batch: u64,
     /// Batches from here on do not count, whatever is on disk.
     pub(super) void_from: u64,
+    pub(super) spares: Vec<Spare>,
+}
+
+/// A file that was a segment and is to become one again: its blocks are there, so that writing needs no space and
+/// changes no length.
+#[derive(Clone, Debug)]
+pub(super) struct Spare {
+    pub(super) path: PathBuf,
+    pub(super) len: u64,
 }
 
 pub(super) struct Writer {
@@ -170,8 +198,10 @@ pub(super) struct Writer {
     sync_by: Option<Instant>,
     /// Side files of messages that are gone: removed when that is synced.
     gone: Vec<PathBuf>,
-    /// A segment was removed, and that is not synced.
+    /// A segment was removed or became a spare, and that is not synced.
     is_removed: bool,
+    /// When something was written last.
+    wrote_at: Instant,
     buffer: Vec<u8>,
     trouble: Option<Trouble>,
     /// Lets go of the spool when the thread ends.
@@ -181,7 +211,16 @@ pub(super) struct Writer {
 struct Current {
     number: u64,
     file: Arc<dyn DiskFile>,
+    /// Octets that are written.
     len: u64,
+    /// Octets that the file had when it became this segment.
+    recycled: u64,
+}
+
+impl Current {
+    fn len_on_disk(&self) -> u64 {
+        self.len.max(self.recycled)
+    }
 }
 
 /// Writing failed.
@@ -202,10 +241,12 @@ impl Writer {
             sync_by: None,
             gone: Vec::new(),
             is_removed: false,
+            wrote_at: clock::now(),
             buffer: Vec::new(),
             trouble: None,
             _lock: lock,
         };
+        writer.count_spares();
         writer.open_segment()?;
         writer.tidy();
         Ok(writer)
@@ -214,7 +255,8 @@ impl Writer {
     pub(super) fn run(mut self) {
         let _end = End(Arc::clone(&self.shared));
         loop {
-            let deadline = [self.sync_by, self.retry_at()].into_iter().flatten().min();
+            let deadlines = [self.sync_by, self.retry_at(), self.reserve_at()];
+            let deadline = deadlines.into_iter().flatten().min();
             let work = self.shared.queue.wait(deadline);
             if !work.requests.is_empty() {
                 self.commit(work.requests);
@@ -234,6 +276,9 @@ impl Writer {
             self.tidy();
             if work.is_last {
                 return;
+            }
+            if self.reserve_at().is_some_and(|at| at <= now) {
+                self.make_reserve();
             }
         }
     }
@@ -291,6 +336,7 @@ impl Writer {
         let records: Vec<&Record> = batch.iter().flat_map(|request| &request.records).collect();
         self.buffer.clear();
         let places = record::encode_batch(&mut self.buffer, current.len, &stamp, &records);
+        self.wrote_at = clock::now();
         // Spent even if it fails: no number is used twice.
         self.next.batch += 1;
         let path = self.shared.paths.segment(current.number);
@@ -313,7 +359,7 @@ impl Writer {
     fn count(&mut self, batch: Vec<Request>, places: Vec<Place>) {
         let mut index = lock(&self.shared.index);
         if let Some(current) = &self.current {
-            index.segments.entry(current.number).or_default().len = current.len;
+            index.segments.entry(current.number).or_default().len = current.len_on_disk();
         }
         let records = batch.iter().flat_map(|request| &request.records);
         for (record, place) in records.zip(&places) {
@@ -369,13 +415,33 @@ impl Writer {
 
     /// Makes the next segment and goes on in it. Its header voids what was tried and failed since the last sync, and
     /// what was written lazily in that time follows in the same write, so there is no moment at which it is void and
-    /// not there. On stable storage, the name too, before anything else is written to it.
+    /// not there. All this is on stable storage before the file gets its name, and the name before anything else is
+    /// written.
     fn open_segment(&mut self) -> Result<(), Failure> {
-        let number = self.next.segment;
-        self.next.segment += 1;
+        // With a single spare left, plain append: it is the reserve. On a full disk it is what we have.
+        let reserved = usize::from(self.next.spares.len() > 1);
+        match self.try_segment(reserved == 1) {
+            Err(failure) if failure.is_full() && !self.next.spares.is_empty() => {
+                self.try_segment(true)
+            }
+            made => made,
+        }
+    }
+
+    fn try_segment(&mut self, on_spare: bool) -> Result<(), Failure> {
+        let disk = Arc::clone(&self.shared.disk);
+        let log = self.shared.paths.log.clone();
+        let number = segment::successor(self.next.segment);
         let path = self.shared.paths.segment(number);
-        let create = self.shared.disk.create(&path);
-        let file = create.map_err(Failure::at(format!("making {}", path.display())))?;
+        let making = || Failure::at(format!("making {}", path.display()));
+        if self.is_removed {
+            // A spare may still have the name of the segment that it was.
+            disk.sync_dir(&log).map_err(making())?;
+            self.is_removed = false;
+        }
+        let spare = if on_spare { self.next.spares.pop() } else { None };
+        self.count_spares();
+        self.next.segment = number;
         let header = Header {
             version: segment::VERSION,
             number,
@@ -391,27 +457,91 @@ impl Writer {
         if !records.is_empty() {
             self.next.batch += 1;
         }
-        let disk = &self.shared.disk;
-        let made = file
-            .write_at(&bytes, 0)
-            .and_then(|()| file.sync())
-            .and_then(|()| disk.sync_dir(&self.shared.paths.log));
-        if let Err(error) = made {
+        let (unnamed, recycled) = match spare {
+            Some(Spare { path, len }) => (path, len),
+            None => (log.join(segment::unnamed(number)), 0),
+        };
+        let file = match recycled {
+            0 => disk.create(&unnamed),
+            _ => disk.open(&unnamed),
+        };
+        let made = file.and_then(|file| {
+            file.write_at(&bytes, 0)?;
+            file.sync()?;
+            disk.rename(&unnamed, &path)?;
+            disk.sync_dir(&log)?;
+            Ok(file)
+        });
+        let file = made.map_err(|error| {
             // It may stay: the next header voids what is in it.
+            drop(disk.remove(&unnamed));
             drop(disk.remove(&path));
-            return Err(Failure::at(format!("making {}", path.display()))(error));
-        }
-        let len = bytes.len() as u64;
+            making()(error)
+        })?;
+        let current = Current { number, file, len: bytes.len() as u64, recycled };
         let mut index = lock(&self.shared.index);
-        index.segments.entry(number).or_default().len = len;
+        index.segments.entry(number).or_default().len = current.len_on_disk();
         for ((record, from), to) in self.unsynced.drain(..).zip(places) {
             index.moved(record.id, from, to);
         }
         drop(index);
         self.next.void_from = self.next.batch;
         self.sync_by = None;
-        self.current = Some(Current { number, file, len });
+        self.current = Some(current);
         Ok(())
+    }
+
+    fn count_spares(&self) {
+        let octets = self.next.spares.iter().map(|spare| spare.len).sum();
+        lock(&self.shared.index).spares = octets;
+    }
+
+    /// When a reserve is to be made: when it is missing, in a quiet moment. Never while the disk makes trouble.
+    fn reserve_at(&self) -> Option<Instant> {
+        let is_missing = self.next.spares.is_empty() && self.trouble.is_none();
+        is_missing.then(|| self.wrote_at.checked_add(QUIET)).flatten()
+    }
+
+    /// A spare to write marks to when the disk is full. Written, not only allocated: then an overwrite needs nothing.
+    /// Given up as soon as there is something else to do, and begun again in the next quiet moment.
+    fn make_reserve(&mut self) {
+        self.wrote_at = clock::now();
+        if !self.shared.space.has_room_for(RESERVE) {
+            return;
+        }
+        let disk = &self.shared.disk;
+        let number = segment::successor(self.next.segment);
+        let path = self.shared.paths.log.join(segment::unnamed(number));
+        let zeros = vec![0; RESERVE_PIECE];
+        let spare =
+            Spare { path: self.shared.paths.log.join(segment::spare(number)), len: RESERVE };
+        let made = disk.create(&path).and_then(|file| {
+            let mut at = 0;
+            while at < RESERVE {
+                if !self.shared.queue.is_empty() {
+                    return Ok(false);
+                }
+                file.write_at(&zeros, at)?;
+                file.sync()?;
+                at += zeros.len() as u64;
+            }
+            disk.rename(&path, &spare.path)?;
+            Ok(true)
+        });
+        match made {
+            Ok(true) => {
+                // The number is spent: a name is given once.
+                self.next.segment = number;
+                self.next.spares.push(spare);
+                self.is_removed = true;
+                self.count_spares();
+            }
+            Ok(false) => drop(disk.remove(&path)),
+            Err(error) => {
+                drop(disk.remove(&path));
+                warn!("the reserve for a full disk could not be made: {error}");
+            }
+        }
     }
 
     /// Nobody knows what of the segment is on disk: nothing more is written to it, and it is not synced again.
@@ -478,7 +608,8 @@ impl Writer {
             self.is_removed = false;
             let Some(number) = lock(&self.shared.index).oldest_unneeded() else { return };
             if let Some(current) = self.current.take_if(|current| current.number == number) {
-                if current.len < IDLE {
+                // What is overwritten takes no space: there is no hurry.
+                if current.len < IDLE.max(current.recycled) {
                     self.current = Some(current);
                     return;
                 }
@@ -487,12 +618,25 @@ impl Writer {
                 }
             }
             let path = self.shared.paths.segment(number);
-            let removed = self.shared.disk.remove(&path);
+            let len = lock(&self.shared.index).segments.get(&number).map_or(0, |s| s.len);
+            let is_spare = self.next.spares.len() < SPARES
+                && (IDLE..=segment::SIZE + BATCH as u64).contains(&len)
+                && (self.next.spares.is_empty() || self.shared.space.has_room_for(0));
+            let spare = self.shared.paths.log.join(segment::spare(number));
+            let removed = match is_spare {
+                true => self.shared.disk.rename(&path, &spare),
+                false => self.shared.disk.remove(&path),
+            };
             let mut index = lock(&self.shared.index);
             match removed {
                 Ok(()) => {
                     index.segments.remove(&number);
+                    drop(index);
                     self.is_removed = true;
+                    if is_spare {
+                        self.next.spares.push(Spare { path: spare, len });
+                        self.count_spares();
+                    }
                 }
                 Err(error) => {
                     index.segments.entry(number).or_default().keep = true;
