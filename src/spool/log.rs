@@ -12,6 +12,7 @@ use super::disk::{Disk, LockError, RealDisk};
 use super::index::{Entry, Index};
 use super::record::{self, Place, Record};
 use super::recover;
+use super::segment::Geometry;
 use super::side_file::LogStage;
 use super::writer::{Queue, Request, Writer};
 use super::{Durability, Failure, Health, Op, Spool, SpoolError, Staged, Stored, lock, segment};
@@ -88,15 +89,17 @@ impl From<Failure> for OpenError {
 impl Log {
     /// Takes possession of the spool, which is made if it is not there, and reads what is in it.
     pub async fn open(config: &config::Spool) -> Result<(Self, Report), OpenError> {
-        Self::open_on(Arc::new(RealDisk), config).await
+        Self::open_on(Arc::new(RealDisk), config, Geometry::default()).await
     }
 
     pub(super) async fn open_on(
         disk: Arc<dyn Disk>,
         config: &config::Spool,
+        geometry: Geometry,
     ) -> Result<(Self, Report), OpenError> {
         let config = config.clone();
-        match tokio::task::spawn_blocking(move || Self::open_blocking(disk, &config)).await {
+        let open = move || Self::open_blocking(disk, &config, geometry);
+        match tokio::task::spawn_blocking(open).await {
             Ok(opened) => opened,
             Err(ended) => Err(OpenError::Io("opening".to_owned(), io::Error::other(ended))),
         }
@@ -105,6 +108,7 @@ impl Log {
     fn open_blocking(
         disk: Arc<dyn Disk>,
         config: &config::Spool,
+        geometry: Geometry,
     ) -> Result<(Self, Report), OpenError> {
         let paths = Paths::new(&config.path);
         let mut is_new = false;
@@ -158,6 +162,7 @@ impl Log {
         };
         let shared = Arc::new(Shared {
             disk,
+            geometry,
             paths,
             index: Mutex::new(found.index),
             queue: Queue::new(),
@@ -277,6 +282,7 @@ impl Spool for Log {
 /// What the writer's thread and those that ask have in common.
 pub(super) struct Shared {
     pub(super) disk: Arc<dyn Disk>,
+    pub(super) geometry: Geometry,
     pub(super) paths: Paths,
     /// Changed by the writer's thread only; never held across disk work.
     pub(super) index: Mutex<Index>,

@@ -1,13 +1,13 @@
 //! Segments: their names, their headers, and finding the records in one.
 
+use std::time::Duration;
+
 use super::record::{self, ALIGN, Fields, Found};
 use crate::clock;
 use crate::envelope::SpoolId;
 
 /// Octets of the header; the first record follows.
 pub(super) const HEADER: usize = 64;
-/// A segment is closed when the next batch would make it longer. A batch that is longer by itself gets one of its own.
-pub(super) const SIZE: u64 = 64 * 1024 * 1024;
 /// What this program writes. A later version is refused.
 pub(super) const VERSION: u32 = 1;
 
@@ -15,6 +15,28 @@ pub(super) const VERSION: u32 = 1;
 pub(super) const UNNAMED: &str = "new-";
 const SPARE: &str = "spare-";
 const MAGIC: [u8; 8] = *b"sluicelg";
+
+/// How long things are, in octets. Tests take smaller ones.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Geometry {
+    /// A segment is closed when the next batch would make it longer. A batch that is longer by itself gets one of its
+    /// own.
+    pub(super) segment: u64,
+    /// A segment in which nothing lives is given up from this length on, though it is not full: on a disk that it has
+    /// filled, nothing more would come that closes it. Not sooner, so that this costs next to nothing.
+    pub(super) idle: u64,
+    /// A reserve that has to be made, because there is no spare: some 60,000 done-marks.
+    pub(super) reserve: u64,
+    /// How long nothing must have happened before a reserve is made.
+    pub(super) quiet: Duration,
+}
+
+impl Default for Geometry {
+    fn default() -> Self {
+        const MIB: u64 = 1024 * 1024;
+        Self { segment: 64 * MIB, idle: 4 * MIB, reserve: 4 * MIB, quiet: Duration::from_secs(1) }
+    }
+}
 
 /// The first 64 octets of a segment, in every version: magic (8), version (4), CRC-32C (4) over the rest, number,
 /// key, `first_batch`, `void_from` (8 each), zeros.

@@ -26,17 +26,10 @@ const BATCH: usize = 8 * 1024 * 1024;
 const LAZY: Duration = Duration::from_millis(20);
 /// How long after a trouble the disk is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// A segment in which nothing lives is given up from this length on, though it is not full: on a disk that it has
-/// filled, nothing more would come that closes it. Not sooner, so that this costs next to nothing.
-const IDLE: u64 = segment::SIZE / 16;
 /// Spares that are kept, the reserve among them.
 const SPARES: usize = 4;
-/// A reserve that has to be made, because there is no spare, is this long: some 60,000 done-marks.
-const RESERVE: u64 = segment::SIZE / 16;
-/// Octets of it that are written at once.
-const RESERVE_PIECE: usize = 256 * 1024;
-/// How long nothing must have happened before a reserve is made.
-const QUIET: Duration = Duration::from_secs(1);
+/// Octets of a reserve that are written at once.
+const PIECE: usize = 256 * 1024;
 /// Requests that wait. The next ones wait for a place, which slows down who sends them.
 const WAITING: usize = 1024;
 
@@ -312,8 +305,9 @@ impl Writer {
     /// The batch is on disk, and synced if one of the requests asks for it, when this returns `Ok`.
     fn write(&mut self, batch: &[Request]) -> Result<Vec<Place>, Failure> {
         let len: usize = batch.iter().map(Request::len_on_disk).sum();
+        let size = self.shared.geometry.segment;
         let is_full = |current: &Current| {
-            current.len > segment::HEADER as u64 && current.len + len as u64 > segment::SIZE
+            current.len > segment::HEADER as u64 && current.len + len as u64 > size
         };
         if self.current.as_ref().is_some_and(is_full) {
             // The next segment's header says that all before it is synced.
@@ -499,25 +493,25 @@ impl Writer {
     /// When a reserve is to be made: when it is missing, in a quiet moment. Never while the disk makes trouble.
     fn reserve_at(&self) -> Option<Instant> {
         let is_missing = self.next.spares.is_empty() && self.trouble.is_none();
-        is_missing.then(|| self.wrote_at.checked_add(QUIET)).flatten()
+        is_missing.then(|| self.wrote_at.checked_add(self.shared.geometry.quiet)).flatten()
     }
 
     /// A spare to write marks to when the disk is full. Written, not only allocated: then an overwrite needs nothing.
     /// Given up as soon as there is something else to do, and begun again in the next quiet moment.
     fn make_reserve(&mut self) {
         self.wrote_at = clock::now();
-        if !self.shared.space.has_room_for(RESERVE) {
+        let len = self.shared.geometry.reserve;
+        if !self.shared.space.has_room_for(len) {
             return;
         }
         let disk = &self.shared.disk;
         let number = segment::successor(self.next.segment);
         let path = self.shared.paths.log.join(segment::unnamed(number));
-        let zeros = vec![0; RESERVE_PIECE];
-        let spare =
-            Spare { path: self.shared.paths.log.join(segment::spare(number)), len: RESERVE };
+        let zeros = vec![0; PIECE.min(usize::try_from(len).unwrap_or(PIECE))];
+        let spare = Spare { path: self.shared.paths.log.join(segment::spare(number)), len };
         let made = disk.create(&path).and_then(|file| {
             let mut at = 0;
-            while at < RESERVE {
+            while at < len {
                 if !self.shared.queue.is_empty() {
                     return Ok(false);
                 }
@@ -609,7 +603,7 @@ impl Writer {
             let Some(number) = lock(&self.shared.index).oldest_unneeded() else { return };
             if let Some(current) = self.current.take_if(|current| current.number == number) {
                 // What is overwritten takes no space: there is no hurry.
-                if current.len < IDLE.max(current.recycled) {
+                if current.len < self.shared.geometry.idle.max(current.recycled) {
                     self.current = Some(current);
                     return;
                 }
@@ -619,8 +613,9 @@ impl Writer {
             }
             let path = self.shared.paths.segment(number);
             let len = lock(&self.shared.index).segments.get(&number).map_or(0, |s| s.len);
+            let geometry = self.shared.geometry;
             let is_spare = self.next.spares.len() < SPARES
-                && (IDLE..=segment::SIZE + BATCH as u64).contains(&len)
+                && (geometry.idle..=geometry.segment + BATCH as u64).contains(&len)
                 && (self.next.spares.is_empty() || self.shared.space.has_room_for(0));
             let spare = self.shared.paths.log.join(segment::spare(number));
             let removed = match is_spare {

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use super::disk::{Disk, DiskFile, Lock, LockError, RealDisk};
 use super::log::{Log, OpenError, Report};
+use super::segment::Geometry;
 use super::*;
 use crate::config;
 use crate::envelope::{Client, Priority, QueueState, Rcpt, RcptStatus, UnixMillis};
@@ -208,7 +209,7 @@ async fn open(dir: &TempDir) -> (Log, Report) {
 
 async fn open_on(disk: &Arc<TestDisk>, dir: &TempDir) -> (Log, Report) {
     let disk = Arc::clone(disk);
-    Log::open_on(disk, &at(dir.path())).await.unwrap()
+    Log::open_on(disk, &at(dir.path()), Geometry::default()).await.unwrap()
 }
 
 /// What a `kill -9` leaves: the files as they are now.
@@ -875,7 +876,9 @@ async fn whatever_operation_fails_an_ok_is_kept_and_an_error_leaves_nothing() {
         let dir = TempDir::new().unwrap();
         let disk = TestDisk::new();
         disk.fail(from, 1, errno);
-        let opened = Log::open_on(Arc::clone(&disk) as Arc<dyn Disk>, &at(dir.path())).await;
+        let opened =
+            Log::open_on(Arc::clone(&disk) as Arc<dyn Disk>, &at(dir.path()), Geometry::default())
+                .await;
         let Ok((log, _)) = opened else {
             from += 1;
             continue;
@@ -911,7 +914,9 @@ async fn when_the_disk_fails_for_good_every_ok_is_kept() {
         let dir = TempDir::new().unwrap();
         let disk = TestDisk::new();
         disk.fail(from, u64::MAX, EIO);
-        let opened = Log::open_on(Arc::clone(&disk) as Arc<dyn Disk>, &at(dir.path())).await;
+        let opened =
+            Log::open_on(Arc::clone(&disk) as Arc<dyn Disk>, &at(dir.path()), Geometry::default())
+                .await;
         let Ok((log, _)) = opened else { continue };
         let answers = script(&log).await;
         drop(log);

@@ -25,8 +25,17 @@ fn spool() -> config::Spool {
     config::Spool { path: "/spool".into(), min_free: 1_000_000 }
 }
 
+/// So small that segments fill up, and are written over, in every run.
+const TINY: Geometry = Geometry {
+    segment: 16 * 1024,
+    idle: 4 * 1024,
+    reserve: 8 * 1024,
+    // What happens by itself after some time would happen at any time here.
+    quiet: Duration::MAX,
+};
+
 async fn open_log(disk: &SimDisk) -> Result<(Log, Report), OpenError> {
-    Log::open_on(Arc::new(disk.clone()), &spool()).await
+    Log::open_on(Arc::new(disk.clone()), &spool(), TINY).await
 }
 
 /// The smallest content that gets a side file.
@@ -1093,7 +1102,8 @@ fn write(random: &mut Random) -> Written {
             let asked = run.events[..shot.events].iter();
             let asked = asked.filter(|event| matches!(event, Event::Asked(_))).count();
             let is_open = matches!(run.events[..shot.events].last(), Some(Event::Asked(_)));
-            if to == node && is_open {
+            // The header of a segment comes first.
+            if to == node && is_open && offset > 0 {
                 let from = usize::try_from(offset).unwrap();
                 let to = from + len;
                 assert!(to <= bytes.len());
