@@ -29,10 +29,20 @@ pub(super) struct Entry {
 #[derive(Debug, Default)]
 pub(super) struct Segment {
     pub(super) len: u64,
-    /// Records in it that are needed to read a message back.
+    /// Records in it that are needed to read a message back, and the octets that they take.
     live: u64,
+    octets: u64,
     /// Not to be removed: damage in it could not be put aside.
     pub(super) keep: bool,
+    /// A write to it or a sync failed: nothing is to be written over it.
+    pub(super) is_poisoned: bool,
+}
+
+/// Where the records of a message stand.
+pub(super) struct Living {
+    pub(super) id: SpoolId,
+    pub(super) put: Place,
+    pub(super) progress: Option<Place>,
 }
 
 impl Index {
@@ -70,7 +80,7 @@ impl Index {
             Change::Put { head, file } => {
                 let gone = self.remove(id);
                 self.files += file.as_ref().map_or(0, |file| file.len);
-                self.segments.entry(place.segment).or_default().live += 1;
+                self.claim(place);
                 let entry = Entry { head: *head, put: place, progress: None, file: file.clone() };
                 self.entries.insert(id, entry);
                 gone
@@ -80,7 +90,7 @@ impl Index {
                 let (state, due, pending, attempts) = (*state, *due, *pending, *attempts);
                 entry.head = Head { state, due, pending, attempts, ..entry.head };
                 let old = entry.progress.replace(place);
-                self.segments.entry(place.segment).or_default().live += 1;
+                self.claim(place);
                 self.release(old);
                 None
             }
@@ -98,7 +108,7 @@ impl Index {
         } else {
             return;
         }
-        self.segments.entry(to.segment).or_default().live += 1;
+        self.claim(to);
         self.release(Some(from));
     }
 
@@ -106,6 +116,44 @@ impl Index {
     pub(super) fn oldest_unneeded(&self) -> Option<u64> {
         let (number, segment) = self.segments.first_key_value()?;
         (segment.live == 0 && !segment.keep).then_some(*number)
+    }
+
+    /// The oldest segment, if it is but the rest of its time that keeps it: less than half of it lives, or the log is
+    /// longer than twice what lives. What lives in it is to be written again. Never while the log has no more than `few` segments.
+    pub(super) fn oldest_to_copy(&self, few: usize) -> Option<u64> {
+        let (number, oldest) = self.segments.first_key_value()?;
+        if self.segments.len() <= few || oldest.keep {
+            return None;
+        }
+        let sum = |octets: fn(&Segment) -> u64| self.segments.values().map(octets).sum::<u64>();
+        let is_worth = oldest.octets * 2 < oldest.len || sum(|s| s.len) > 2 * sum(|s| s.octets);
+        is_worth.then_some(*number)
+    }
+
+    /// The messages after `after` of which a record stands in `segment`, as far as those lie among the next `n`
+    /// messages, or until they have `octets` octets. And the last one that was looked at; `None` at the end.
+    pub(super) fn in_segment(
+        &self,
+        segment: u64,
+        after: Option<SpoolId>,
+        n: usize,
+        octets: u64,
+    ) -> (Vec<Living>, Option<SpoolId>) {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut found = Vec::new();
+        let (mut seen, mut taken) = (0, 0);
+        for (id, entry) in self.entries.range((from, Bound::Unbounded)) {
+            let is_here = |place: &Place| place.segment == segment;
+            if is_here(&entry.put) || entry.progress.as_ref().is_some_and(is_here) {
+                taken += u64::from(entry.put.len);
+                found.push(Living { id: *id, put: entry.put, progress: entry.progress });
+            }
+            seen += 1;
+            if seen == n || taken >= octets {
+                return (found, Some(*id));
+            }
+        }
+        (found, None)
     }
 
     fn remove(&mut self, id: SpoolId) -> Option<FileRef> {
@@ -116,10 +164,17 @@ impl Index {
         entry.file
     }
 
+    fn claim(&mut self, place: Place) {
+        let segment = self.segments.entry(place.segment).or_default();
+        segment.live += 1;
+        segment.octets += place.len_on_disk();
+    }
+
     fn release(&mut self, place: Option<Place>) {
-        let segment = place.and_then(|place| self.segments.get_mut(&place.segment));
-        if let Some(segment) = segment {
+        let Some(place) = place else { return };
+        if let Some(segment) = self.segments.get_mut(&place.segment) {
             segment.live = segment.live.saturating_sub(1);
+            segment.octets = segment.octets.saturating_sub(place.len_on_disk());
         }
     }
 }

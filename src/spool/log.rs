@@ -368,6 +368,17 @@ impl Shared {
         Ok(Stored { envelope: put.envelope, progress, body })
     }
 
+    /// The record of `id` at `place`, to be written elsewhere.
+    pub(super) fn read_again(&self, id: SpoolId, place: Place) -> Result<Record, SpoolError> {
+        let bytes = self.read_record(id, place)?;
+        let record = decode(&bytes, place).and_then(|found| Record::copy(&found));
+        match record {
+            Ok(record) if record.id == id => Ok(record),
+            Ok(_) => Err(SpoolError::Damaged(id, "its record is of another message".to_owned())),
+            Err(what) => Err(SpoolError::Damaged(id, what)),
+        }
+    }
+
     fn read_record(&self, id: SpoolId, place: Place) -> Result<Vec<u8>, SpoolError> {
         let len = record::HEADER + usize::try_from(place.len).unwrap_or(usize::MAX);
         let path = self.paths.segment(place.segment);

@@ -7,7 +7,9 @@
 //!
 //! ```text
 //! lock               held (flock) by the daemon that owns the spool; its process id
-//! log/N.seg          segments, N in 16 hexadecimal digits; about 64 MiB each
+//! log/N.seg          segments, N in 16 hexadecimal digits, the last 8 of them random; about 64 MiB each
+//! log/spare-N        files that were segments, or the reserve, to be overwritten
+//! log/new-N          a file that is to become a segment or the reserve
 //! bodies/NAME        contents over 1 MiB, each in a file of its own
 //! tmp/NAME           contents that are being received
 //! damaged/           segments with damage (hard links), and contents that may belong to it
@@ -18,8 +20,21 @@
 //! Batch numbers rise by one over all segments, so what is missing is known by number.
 //!
 //! A message is one `Put` record with envelope and content (or the name of its side file). Each later change writes the
-//! whole progress, without the content. `Done` ends it. A segment is removed when nothing that lives is in it and it is
-//! the oldest: so a done-mark never disappears before the record it ends.
+//! whole progress, without the content. `Done` ends it.
+//!
+//! A segment is freed when nothing that lives is in it and it is the oldest: so a done-mark never disappears before the
+//! record it ends. For the same reason the folder is synced before the next one is freed. A message that stays must not
+//! keep all that came after it: when the oldest segment is less than half live, or the log is longer than twice what
+//! lives, the live records of the oldest are written again at the end of the log, each progress behind its message in
+//! the same batch, a little at a time and off the way of those that wait. There is one log, and no second one for what
+//! is old: a second one needs done-marks that outlive the first, and what it would save (old messages that are written
+//! again once in a while) is never more than what comes in.
+//!
+//! A freed segment becomes a spare, and a spare the next segment: to overwrite allocates nothing and changes no length,
+//! so a sync is one flush of the disk instead of two. What stands in it of its former life never counts, for a record
+//! names its segment, and a segment's number has a random half. The last spare is the reserve: it is used when the disk
+//! is full, so that what leaves the spool can still be marked. Where there is none it is written in a quiet moment. A
+//! segment of which a write or a sync failed is never overwritten.
 //!
 //! # What a start makes of it
 //!
@@ -29,8 +44,10 @@
 //!   linked into `damaged/`, and every other whole batch counts.
 //! - What is missing or cut without such a proof is a **torn tail**: that batch and all behind it are dropped, for
 //!   nobody was told 250 on their account.
+//! - A file is named a segment when its header is synced, so a header that cannot be read is damage.
+//! - Behind its last record a segment may hold anything, that of a former life too.
 //! - After a start a new segment is opened; its header voids what was dropped, so that it never comes to life later.
-//! - Side files without a record, and all in `tmp/`, are removed; with damage about, the former go to `damaged/`.
+//! - Side files without a record, all in `tmp/`, and `log/new-N` are removed; with damage about, the former go to `damaged/`.
 //!
 //! # When the disk fails
 //!

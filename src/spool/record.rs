@@ -147,6 +147,14 @@ impl Record {
         Self { kind: Kind::Done, id, change: Change::Done, payload, content: Vec::new() }
     }
 
+    /// The same once more, to be written elsewhere.
+    pub(super) fn copy(found: &Found<'_>) -> Result<Self, String> {
+        let kind = Kind::from_code(found.kind);
+        let kind = kind.ok_or_else(|| format!("a record of kind {}", found.kind))?;
+        let (id, change) = found.change()?;
+        Ok(Self { kind, id, change, payload: found.payload.to_vec(), content: Vec::new() })
+    }
+
     /// Octets it takes in a segment, padding included.
     pub fn len_on_disk(&self) -> usize {
         len_on_disk(self.payload.len() + self.content.len())
@@ -207,6 +215,13 @@ pub struct Place {
     pub offset: u64,
     /// Of the payload, in octets.
     pub len: u32,
+}
+
+impl Place {
+    /// Octets of the whole record.
+    pub(super) fn len_on_disk(&self) -> u64 {
+        (HEADER as u64 + u64::from(self.len)).next_multiple_of(ALIGN as u64)
+    }
 }
 
 /// Appends `records` as one batch to `out`, whose first octet (that of what is in it already) lies at `base` in the

@@ -27,6 +27,8 @@ pub(super) struct Geometry {
     pub(super) idle: u64,
     /// A reserve that has to be made, because there is no spare: some 60,000 done-marks.
     pub(super) reserve: u64,
+    /// As long as the log has no more segments than this, nothing is written again to shorten it.
+    pub(super) few: usize,
     /// How long nothing must have happened before a reserve is made.
     pub(super) quiet: Duration,
 }
@@ -34,7 +36,13 @@ pub(super) struct Geometry {
 impl Default for Geometry {
     fn default() -> Self {
         const MIB: u64 = 1024 * 1024;
-        Self { segment: 64 * MIB, idle: 4 * MIB, reserve: 4 * MIB, quiet: Duration::from_secs(1) }
+        Self {
+            segment: 64 * MIB,
+            idle: 4 * MIB,
+            reserve: 4 * MIB,
+            few: 2,
+            quiet: Duration::from_secs(1),
+        }
     }
 }
 

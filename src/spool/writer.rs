@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{error, info, warn};
 
 use super::disk::{DiskFile, Lock};
-use super::index::Index;
+use super::index::{Index, Living};
 use super::log::{Counted, Shared};
 use super::record::{self, Change, Place, Record, Stamp};
 use super::segment::{self, Header};
@@ -24,10 +24,14 @@ use crate::envelope::SpoolId;
 const BATCH: usize = 8 * 1024 * 1024;
 /// How long what was written lazily waits for its sync.
 const LAZY: Duration = Duration::from_millis(20);
+/// Octets that are written again at once, to shorten the log; more only when more comes in.
+const COPY: u64 = 128 * 1024;
+/// Messages that are looked at for that at once.
+const LOOK: usize = 4_096;
 /// How long after a trouble the disk is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Spares that are kept, the reserve among them.
-const SPARES: usize = 4;
+const SPARES: usize = 3;
 /// Octets of a reserve that are written at once.
 const PIECE: usize = 256 * 1024;
 /// Requests that wait. The next ones wait for a place, which slows down who sends them.
@@ -193,6 +197,10 @@ pub(super) struct Writer {
     gone: Vec<PathBuf>,
     /// A segment was removed or became a spare, and that is not synced.
     is_removed: bool,
+    /// The segment whose live records are being written again.
+    copying: Option<Copying>,
+    /// Octets of the last batch.
+    last_len: u64,
     /// When something was written last.
     wrote_at: Instant,
     buffer: Vec<u8>,
@@ -216,6 +224,13 @@ impl Current {
     }
 }
 
+/// How far that has come.
+struct Copying {
+    segment: u64,
+    /// The last message that was looked at.
+    after: Option<SpoolId>,
+}
+
 /// Writing failed.
 struct Trouble {
     failure: Failure,
@@ -234,6 +249,8 @@ impl Writer {
             sync_by: None,
             gone: Vec::new(),
             is_removed: false,
+            copying: None,
+            last_len: 0,
             wrote_at: clock::now(),
             buffer: Vec::new(),
             trouble: None,
@@ -248,7 +265,7 @@ impl Writer {
     pub(super) fn run(mut self) {
         let _end = End(Arc::clone(&self.shared));
         loop {
-            let deadlines = [self.sync_by, self.retry_at(), self.reserve_at()];
+            let deadlines = [self.sync_by, self.retry_at(), self.reserve_at(), self.copy_at()];
             let deadline = deadlines.into_iter().flatten().min();
             let work = self.shared.queue.wait(deadline);
             if !work.requests.is_empty() {
@@ -270,6 +287,7 @@ impl Writer {
             if work.is_last {
                 return;
             }
+            self.copy();
             if self.reserve_at().is_some_and(|at| at <= now) {
                 self.make_reserve();
             }
@@ -304,7 +322,13 @@ impl Writer {
 
     /// The batch is on disk, and synced if one of the requests asks for it, when this returns `Ok`.
     fn write(&mut self, batch: &[Request]) -> Result<Vec<Place>, Failure> {
-        let len: usize = batch.iter().map(Request::len_on_disk).sum();
+        let records: Vec<&Record> = batch.iter().flat_map(|request| &request.records).collect();
+        self.append(&records, batch.iter().any(|request| request.is_durable))
+    }
+
+    /// The same for `records`.
+    fn append(&mut self, records: &[&Record], is_durable: bool) -> Result<Vec<Place>, Failure> {
+        let len: usize = records.iter().map(|record| record.len_on_disk()).sum();
         let size = self.shared.geometry.segment;
         let is_full = |current: &Current| {
             current.len > segment::HEADER as u64 && current.len + len as u64 > size
@@ -327,22 +351,22 @@ impl Writer {
             batch: self.next.batch,
             unsynced: u32::try_from(unsynced).unwrap_or(u32::MAX),
         };
-        let records: Vec<&Record> = batch.iter().flat_map(|request| &request.records).collect();
         self.buffer.clear();
-        let places = record::encode_batch(&mut self.buffer, current.len, &stamp, &records);
+        let places = record::encode_batch(&mut self.buffer, current.len, &stamp, records);
         self.wrote_at = clock::now();
         // Spent even if it fails: no number is used twice.
         self.next.batch += 1;
         let path = self.shared.paths.segment(current.number);
         let write = current.file.write_at(&self.buffer, current.len);
         write.map_err(Failure::at(format!("writing {}", path.display())))?;
-        if batch.iter().any(|request| request.is_durable) {
+        if is_durable {
             let sync = current.file.sync();
             sync.map_err(Failure::at(format!("syncing {}", path.display())))?;
             self.unsynced.clear();
             self.next.void_from = self.next.batch;
         }
         current.len += self.buffer.len() as u64;
+        self.last_len = self.buffer.len() as u64;
         if self.buffer.capacity() > BATCH {
             self.buffer = Vec::new();
         }
@@ -541,6 +565,9 @@ impl Writer {
     /// Nobody knows what of the segment is on disk: nothing more is written to it, and it is not synced again.
     fn abandon(&mut self, failure: Failure) {
         if let Some(current) = self.current.take() {
+            let mut index = lock(&self.shared.index);
+            index.segments.entry(current.number).or_default().is_poisoned = true;
+            drop(index);
             // Takes back what is in the page cache of the failed batch, should the process die before the next
             // segment is there. Where it fails, only that is lost.
             drop(current.file.truncate(current.len));
@@ -612,7 +639,10 @@ impl Writer {
                 }
             }
             let path = self.shared.paths.segment(number);
-            let len = lock(&self.shared.index).segments.get(&number).map_or(0, |s| s.len);
+            let index = lock(&self.shared.index);
+            let segment = index.segments.get(&number).filter(|segment| !segment.is_poisoned);
+            let len = segment.map_or(0, |segment| segment.len);
+            drop(index);
             let geometry = self.shared.geometry;
             let is_spare = self.next.spares.len() < SPARES
                 && (geometry.idle..=geometry.segment + BATCH as u64).contains(&len)
@@ -639,6 +669,66 @@ impl Writer {
                 }
             }
         }
+    }
+
+    fn copy_at(&self) -> Option<Instant> {
+        let is_to_come = self.copying.is_some() && self.unsynced.is_empty();
+        (is_to_come && self.trouble.is_none()).then(clock::now)
+    }
+
+    /// Writes some of what lives in the oldest segment again, if that is worth it: a message that stays must not keep
+    /// the log from becoming shorter. A progress follows its message, so that it is later in the log.
+    fn copy(&mut self) {
+        if self.current.is_none() || !self.unsynced.is_empty() || self.trouble.is_some() {
+            return;
+        }
+        let index = lock(&self.shared.index);
+        let Some(segment) = index.oldest_to_copy(self.shared.geometry.few) else {
+            self.copying = None;
+            return;
+        };
+        let after = self.copying.as_ref().filter(|copying| copying.segment == segment);
+        let after = after.and_then(|copying| copying.after);
+        let (found, last) = index.in_segment(segment, after, LOOK, COPY.max(self.last_len));
+        drop(index);
+        let (mut records, mut from) = (Vec::new(), Vec::new());
+        for Living { id, put, progress } in found {
+            let put = Some(put).filter(|put| put.segment == segment);
+            let places: Vec<Place> = put.into_iter().chain(progress).collect();
+            let read = places.iter().map(|place| self.shared.read_again(id, *place));
+            // Both or none: a message without its progress would be sent again.
+            match read.collect::<Result<Vec<_>, _>>() {
+                Ok(read) => {
+                    records.extend(read);
+                    from.extend(places);
+                }
+                Err(error) => {
+                    let mut index = lock(&self.shared.index);
+                    index.segments.entry(segment).or_default().keep = true;
+                    warn!("{} stays: {error}", self.shared.paths.segment(segment).display());
+                }
+            }
+        }
+        self.copying = last.map(|after| Copying { segment, after: Some(after) });
+        if records.is_empty() {
+            return;
+        }
+        let last_len = self.last_len;
+        let places = match self.append(&records.iter().collect::<Vec<_>>(), false) {
+            Ok(places) => places,
+            Err(failure) => return self.abandon(failure),
+        };
+        self.last_len = last_len;
+        let mut index = lock(&self.shared.index);
+        if let Some(current) = &self.current {
+            index.segments.entry(current.number).or_default().len = current.len_on_disk();
+        }
+        for ((record, from), to) in records.iter().zip(from).zip(&places) {
+            index.moved(record.id, from, *to);
+        }
+        drop(index);
+        self.unsynced.extend(records.into_iter().zip(places));
+        self.sync_by = self.sync_by.or_else(|| clock::now().checked_add(LAZY));
     }
 
     /// What cannot be removed now is removed at the next start.

@@ -1066,6 +1066,45 @@ async fn space_is_given_back_when_messages_are_done() {
     until(|| segments(&dir).len() == 1).await;
 }
 
+/// One message stays in the spool while `octets` pass in messages of `len`.
+async fn check_that_a_message_that_stays_keeps_no_space(
+    geometry: Geometry,
+    octets: u64,
+    len: usize,
+) {
+    let disk = sim_disk::SimDisk::new();
+    let config = config::Spool { path: "/spool".into(), min_free: 0 };
+    let open = || async { Log::open_on(Arc::new(disk.clone()), &config, geometry).await.unwrap() };
+    let (log, _) = open().await;
+    durable(&log, vec![put(1, b"stays"), put(2, b"stays too")]).await;
+    durable(&log, vec![update(1, 7)]).await;
+    let (mut passed, mut most, mut n) = (0, 0, 10);
+    let content = vec![b'x'; len];
+    while passed < octets {
+        durable(&log, (n..n + 8).map(|n| put(n, &content)).collect()).await;
+        log.apply((n..n + 8).map(done).collect(), Durability::Lazy).await.unwrap();
+        n += 8;
+        passed += 8 * len as u64;
+        most = most.max(log.health().used);
+    }
+    assert!(most <= 8 * geometry.segment, "{most} octets on disk, {passed} passed");
+    drop(log);
+    let (log, report) = open().await;
+    assert_eq!((ids(&log), report.damaged), (vec![1, 2], Vec::new()));
+    assert_eq!(body(&log, 1).await, b"stays");
+    assert_eq!(log.open(id(1)).await.unwrap().progress, progress(7));
+}
+
+#[tokio::test]
+async fn a_message_that_stays_keeps_no_space_while_others_pass() {
+    let geometry = Geometry { segment: 256 * 1024, idle: 16 * 1024, ..Geometry::default() };
+    check_that_a_message_that_stays_keeps_no_space(geometry, 80_000_000, 10_000).await;
+    if std::env::var_os("SLOW_TESTS").is_some() {
+        let geometry = Geometry::default();
+        check_that_a_message_that_stays_keeps_no_space(geometry, 20_000_000_000, 900_000).await;
+    }
+}
+
 #[tokio::test]
 async fn the_only_segment_gives_its_space_back_when_nothing_lives_in_it() {
     let dir = TempDir::new().unwrap();

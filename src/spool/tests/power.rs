@@ -30,12 +30,17 @@ const TINY: Geometry = Geometry {
     segment: 16 * 1024,
     idle: 4 * 1024,
     reserve: 8 * 1024,
+    few: 2,
     // What happens by itself after some time would happen at any time here.
     quiet: Duration::MAX,
 };
 
 async fn open_log(disk: &SimDisk) -> Result<(Log, Report), OpenError> {
-    Log::open_on(Arc::new(disk.clone()), &spool(), TINY).await
+    open_with(disk, TINY).await
+}
+
+async fn open_with(disk: &SimDisk, geometry: Geometry) -> Result<(Log, Report), OpenError> {
+    Log::open_on(Arc::new(disk.clone()), &spool(), geometry).await
 }
 
 /// The smallest content that gets a side file.
@@ -217,6 +222,7 @@ impl Turn {
 /// The engine at work on a disk.
 struct Run {
     disk: SimDisk,
+    geometry: Geometry,
     log: Option<Log>,
     base: Model,
     journal: Arc<Mutex<Journal>>,
@@ -234,6 +240,7 @@ impl Run {
     fn new(disk: SimDisk, base: Model) -> Self {
         let run = Self {
             disk,
+            geometry: TINY,
             log: None,
             base,
             journal: Arc::default(),
@@ -285,7 +292,7 @@ impl Run {
     }
 
     fn open(&mut self) -> Result<Report, OpenError> {
-        let (log, report) = self.drive(open_log(&self.disk))?;
+        let (log, report) = self.drive(open_with(&self.disk, self.geometry))?;
         self.log = Some(log);
         if !self.is_doubtful {
             lock(&self.journal).events.push(Event::Reopened);
@@ -1060,6 +1067,8 @@ struct Written {
 
 fn write(random: &mut Random) -> Written {
     let mut run = Run::new(SimDisk::new(), Model::new());
+    // Every record stays where it was written.
+    run.geometry.few = usize::MAX;
     run.open().unwrap();
     let mut n = 1;
     for at in 0..24 {
