@@ -34,8 +34,8 @@ pub(super) struct Segment {
     octets: u64,
     /// Not to be removed: damage in it could not be put aside.
     pub(super) keep: bool,
-    /// A write to it or a sync failed: nothing is to be written over it.
-    pub(super) is_poisoned: bool,
+    /// Nothing is to be written over it: a write to it or a sync failed, or it has a second name among what is damaged.
+    pub(super) is_last_use: bool,
 }
 
 /// Where the records of a message stand.

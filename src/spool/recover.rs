@@ -246,6 +246,7 @@ impl Replay<'_> {
                 // Not every file system has links.
                 self.index.segments.entry(*number).or_default().keep = true;
             }
+            self.index.segments.entry(*number).or_default().is_last_use = true;
         }
         sync(disk, folder)
     }

@@ -566,7 +566,7 @@ impl Writer {
     fn abandon(&mut self, failure: Failure) {
         if let Some(current) = self.current.take() {
             let mut index = lock(&self.shared.index);
-            index.segments.entry(current.number).or_default().is_poisoned = true;
+            index.segments.entry(current.number).or_default().is_last_use = true;
             drop(index);
             // Takes back what is in the page cache of the failed batch, should the process die before the next
             // segment is there. Where it fails, only that is lost.
@@ -640,7 +640,7 @@ impl Writer {
             }
             let path = self.shared.paths.segment(number);
             let index = lock(&self.shared.index);
-            let segment = index.segments.get(&number).filter(|segment| !segment.is_poisoned);
+            let segment = index.segments.get(&number).filter(|segment| !segment.is_last_use);
             let len = segment.map_or(0, |segment| segment.len);
             drop(index);
             let geometry = self.shared.geometry;

@@ -681,6 +681,31 @@ async fn damage_in_the_middle_costs_only_its_batch_and_is_reported() {
 }
 
 #[tokio::test]
+async fn a_damaged_segment_that_was_put_aside_is_never_written_over() {
+    let dir = TempDir::new().unwrap();
+    let geometry = Geometry { segment: 4_096, idle: 256, ..Geometry::default() };
+    let config = at(dir.path());
+    let open = || Log::open_on(TestDisk::new(), &config, geometry);
+    let (log, _) = open().await.unwrap();
+    let segment = segments(&dir).pop().unwrap();
+    durable(&log, vec![put(1, b"one")]).await;
+    durable(&log, vec![put(2, b"two")]).await;
+    drop(log);
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[200] ^= 1;
+    fs::write(&segment, &bytes).unwrap();
+    let (log, report) = open().await.unwrap();
+    assert_eq!((ids(&log), report.damaged.len()), (vec![2], 1));
+    durable(&log, vec![done(2)]).await;
+    for n in 10..200 {
+        durable(&log, vec![put(n, &[b'x'; 500])]).await;
+        durable(&log, vec![done(n)]).await;
+    }
+    assert!(!segment.exists());
+    assert_eq!(fs::read(&files(&dir, "damaged")[0]).unwrap(), bytes);
+}
+
+#[tokio::test]
 async fn a_torn_batch_still_proves_that_the_one_before_was_synced() {
     let dir = TempDir::new().unwrap();
     let (segment, start) = four_batches(&dir).await;
