@@ -297,7 +297,8 @@ impl Shared {
     fn read(&self, id: SpoolId) -> Result<Stored, SpoolError> {
         let mut entry = lock(&self.index).get(id).cloned().ok_or(SpoolError::Unknown(id))?;
         loop {
-            let error = match self.read_entry(id, &entry) {
+            let files = Files { disk: &*self.disk, paths: &self.paths };
+            let error = match files.message(id, &entry) {
                 Ok(stored) => return Ok(stored),
                 Err(error) => error,
             };
@@ -308,10 +309,18 @@ impl Shared {
             entry = now;
         }
     }
+}
 
-    fn read_entry(&self, id: SpoolId, entry: &Entry) -> Result<Stored, SpoolError> {
+/// What messages are read back from.
+pub(super) struct Files<'a> {
+    pub(super) disk: &'a dyn Disk,
+    pub(super) paths: &'a Paths,
+}
+
+impl Files<'_> {
+    pub(super) fn message(&self, id: SpoolId, entry: &Entry) -> Result<Stored, SpoolError> {
         let damaged = |what: String| SpoolError::Damaged(id, what);
-        let bytes = self.read_record(id, entry.put)?;
+        let bytes = self.record(id, entry.put)?;
         let put = decode(&bytes, entry.put)
             .and_then(|found| found.put())
             .and_then(|put| match put.envelope.id == id {
@@ -322,7 +331,7 @@ impl Shared {
         let progress = match entry.progress {
             None => Progress::new(put.envelope.accepted, put.envelope.rcpts.len()),
             Some(place) => {
-                let bytes = self.read_record(id, place)?;
+                let bytes = self.record(id, place)?;
                 let (of, progress) =
                     decode(&bytes, place).and_then(|found| found.progress()).map_err(damaged)?;
                 if of != id || progress.rcpts.len() != put.envelope.rcpts.len() {
@@ -362,7 +371,7 @@ impl Shared {
         Ok(Stored { envelope: put.envelope, progress, body })
     }
 
-    fn read_record(&self, id: SpoolId, place: Place) -> Result<Vec<u8>, SpoolError> {
+    fn record(&self, id: SpoolId, place: Place) -> Result<Vec<u8>, SpoolError> {
         let len = record::HEADER + usize::try_from(place.len).unwrap_or(usize::MAX);
         let path = self.paths.segment(place.segment);
         let read = || {

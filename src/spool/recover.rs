@@ -24,7 +24,6 @@ pub(super) struct Recovered {
     /// Files in `bodies/` that no message names: left over from a crash, or of a record that is damaged.
     pub(super) stray: BTreeSet<String>,
     /// Messages whose side file is missing or has another length. The report has a sentence for each.
-    #[expect(dead_code, reason = "for those that only read")]
     pub(super) without_file: BTreeSet<SpoolId>,
     /// Segments that may be in the page cache only.
     unsynced: Vec<u64>,
