@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -462,6 +463,25 @@ fn while_a_daemon_runs_its_spool_is_not_looked_at() {
         assert!(err(&output).contains("misleading"), "{}", err(&output));
     }
     gateway.stop();
+}
+
+#[test]
+fn while_a_spool_is_looked_at_others_may_look_and_no_daemon_starts() {
+    let filled = Filled::queued(&[&"large".repeat(300_000)]);
+    let spool = filled.spool();
+    let words = ["spool", "cat", &filled.ids[0], "--spool", spool.to_str().unwrap()];
+    let mut looking = Command::new(BINARY).args(words).stdout(Stdio::piped()).spawn().unwrap();
+    let mut pipe = looking.stdout.take().unwrap();
+    // More than a pipe takes in is yet to come.
+    pipe.read_exact(&mut [0; 1000]).unwrap();
+    assert_eq!(code(&filled.run(&["verify"])), 0);
+    let mut gateway = Setup::none("hold").spool(&spool).spawn();
+    assert_eq!(gateway.wait_exit().code(), Some(71));
+    assert!(gateway.log_text().contains("is in use by process"), "{}", gateway.log_text());
+    // Whoever reads has seen enough: no error.
+    drop(pipe);
+    assert!(looking.wait().unwrap().success());
+    Setup::none("hold").spool(&spool).start().stop();
 }
 
 #[test]
