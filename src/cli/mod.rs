@@ -11,15 +11,18 @@ mod check;
 mod health;
 mod run;
 mod sandbox;
+mod spool;
 mod version;
 
 /// Exit codes, as sysexits(3) has them.
 const EX_USAGE: u8 = 64;
+const EX_DATAERR: u8 = 65;
+const EX_NOINPUT: u8 = 66;
 const EX_UNAVAILABLE: u8 = 69;
 const EX_OSERR: u8 = 71;
+const EX_CANTCREAT: u8 = 73;
 const EX_TEMPFAIL: u8 = 75;
 const EX_CONFIG: u8 = 78;
-const EX_NOINPUT: u8 = 66;
 
 /// A mail gateway that stands beside old applications: they speak plain SMTP to it, it keeps every accepted message on
 /// disk, and sends it through the one active provider.
@@ -30,8 +33,9 @@ const EX_NOINPUT: u8 = 66;
 #[derive(Debug, Parser)]
 #[command(name = "mailsluice", version, propagate_version = true, max_term_width = 100)]
 #[command(
-    after_help = "Exit codes: 0 all right; 64 wrong usage; 66 no such input; 69 not available; 71 the system \
-refused; 75 try again later; 78 the configuration is wrong."
+    after_help = "Exit codes: 0 all right; 64 wrong usage; 65 something in the spool is damaged; 66 no such \
+input; 69 not available; 71 the system refused; 73 a file cannot be written; 75 try again later; 78 the configuration \
+is wrong."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -48,6 +52,8 @@ enum Command {
     Health(ConfigArgs),
     /// Run the gateway against a stand-in upstream with an inbox, to try it or to test an application
     Sandbox(sandbox::Args),
+    /// Look at a spool whose daemon is down or cannot start: list, print, verify and export messages
+    Spool(spool::Args),
     /// Print the version
     Version,
 }
@@ -79,6 +85,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args.config),
         Command::Health(args) => health::run(&args.config),
         Command::Sandbox(args) => sandbox::run(&args),
+        Command::Spool(args) => spool::run(&args),
         Command::Version => version::run(),
     }
 }

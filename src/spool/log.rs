@@ -298,12 +298,16 @@ impl fmt::Debug for Shared {
 }
 
 impl Shared {
+    pub(super) fn files(&self) -> Files<'_> {
+        Files { disk: &*self.disk, paths: &self.paths }
+    }
+
     /// Reads a message. If its entry changed meanwhile (it was done, or written elsewhere), what was read may be no
     /// more, so only an error about an entry that still stands is one.
     fn read(&self, id: SpoolId) -> Result<Stored, SpoolError> {
         let mut entry = lock(&self.index).get(id).cloned().ok_or(SpoolError::Unknown(id))?;
         loop {
-            let error = match self.read_entry(id, &entry) {
+            let error = match self.files().message(id, &entry) {
                 Ok(stored) => return Ok(stored),
                 Err(error) => error,
             };
@@ -314,10 +318,18 @@ impl Shared {
             entry = now;
         }
     }
+}
 
-    fn read_entry(&self, id: SpoolId, entry: &Entry) -> Result<Stored, SpoolError> {
+/// What messages are read back from.
+pub(super) struct Files<'a> {
+    pub(super) disk: &'a dyn Disk,
+    pub(super) paths: &'a Paths,
+}
+
+impl Files<'_> {
+    pub(super) fn message(&self, id: SpoolId, entry: &Entry) -> Result<Stored, SpoolError> {
         let damaged = |what: String| SpoolError::Damaged(id, what);
-        let bytes = self.read_record(id, entry.put)?;
+        let bytes = self.record(id, entry.put)?;
         let put = decode(&bytes, entry.put)
             .and_then(|found| found.put())
             .and_then(|put| match put.envelope.id == id {
@@ -328,7 +340,7 @@ impl Shared {
         let progress = match entry.progress {
             None => Progress::new(put.envelope.accepted, put.envelope.rcpts.len()),
             Some(place) => {
-                let bytes = self.read_record(id, place)?;
+                let bytes = self.record(id, place)?;
                 let (of, progress) =
                     decode(&bytes, place).and_then(|found| found.progress()).map_err(damaged)?;
                 if of != id || progress.rcpts.len() != put.envelope.rcpts.len() {
@@ -369,8 +381,8 @@ impl Shared {
     }
 
     /// The record of `id` at `place`, to be written elsewhere.
-    pub(super) fn read_again(&self, id: SpoolId, place: Place) -> Result<Record, SpoolError> {
-        let bytes = self.read_record(id, place)?;
+    pub(super) fn record_again(&self, id: SpoolId, place: Place) -> Result<Record, SpoolError> {
+        let bytes = self.record(id, place)?;
         let record = decode(&bytes, place).and_then(|found| Record::copy(&found));
         match record {
             Ok(record) if record.id == id => Ok(record),
@@ -379,7 +391,7 @@ impl Shared {
         }
     }
 
-    fn read_record(&self, id: SpoolId, place: Place) -> Result<Vec<u8>, SpoolError> {
+    fn record(&self, id: SpoolId, place: Place) -> Result<Vec<u8>, SpoolError> {
         let len = record::HEADER + usize::try_from(place.len).unwrap_or(usize::MAX);
         let path = self.paths.segment(place.segment);
         let read = || {

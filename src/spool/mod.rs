@@ -1,7 +1,8 @@
 //! Disk: the spool keeps every accepted message until a provider has taken it.
 //!
 //! [`Spool`] is the trait, [`log::Log`] the engine: one log of segments, appended to by one thread, which takes all that
-//! waits as one *batch*, writes it at one go, syncs once and answers everyone.
+//! waits as one *batch*, writes it at one go, syncs once and answers everyone. [`inspect`] looks at a spool that no daemon
+//! has.
 //!
 //! # What lies on disk
 //!
@@ -65,6 +66,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::envelope::{Body, Envelope, Head, Progress, SpoolId};
 
+pub mod inspect;
 pub mod log;
 pub mod record;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
@@ -12,15 +12,43 @@ use super::index::Index;
 use super::log::{OpenError, Paths, Report};
 use super::segment::{self, Header};
 use super::writer::{Next, Spare};
+use crate::envelope::SpoolId;
 
 pub(super) struct Recovered {
     pub(super) index: Index,
     pub(super) next: Next,
     pub(super) report: Report,
+    /// Segments with damage.
+    pub(super) damaged: BTreeSet<u64>,
+    /// Files in `bodies/` that no message names: left over from a crash, or of a record that is damaged.
+    pub(super) stray: BTreeSet<String>,
+    /// Files that were to become a segment.
+    unnamed: Vec<PathBuf>,
+    /// Messages whose side file is missing or has another length. The report has a sentence for each.
+    pub(super) without_file: BTreeSet<SpoolId>,
+    /// Segments that may be in the page cache only.
+    unsynced: Vec<u64>,
 }
 
-/// Reads all segments, puts aside what is damaged, removes what no message names. Changes no segment.
+/// Reads the log, puts aside what is damaged, removes what no message names. Changes no segment.
 pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenError> {
+    let mut found = read(disk, paths)?;
+    // The header that this start writes says that they are synced, so they are.
+    for number in &found.unsynced {
+        let path = paths.segment(*number);
+        let sync = disk.open(&path).and_then(|file| file.sync());
+        sync.map_err(Failure::at(format!("syncing {}", path.display())))?;
+    }
+    if !found.unsynced.is_empty() {
+        sync(disk, &paths.log)?;
+    }
+    found.put_aside(disk, paths)?;
+    found.tidy_files(disk, paths)?;
+    Ok(found)
+}
+
+/// Reads all segments and the names of all side files. Changes nothing on disk.
+pub(super) fn read(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenError> {
     let segments = list(disk, paths)?;
     let headers: Vec<_> = segments.iter().filter_map(|segment| segment.header).collect();
     let mut replay = Replay {
@@ -35,35 +63,33 @@ pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenEr
         last: None,
         damaged: BTreeSet::new(),
     };
-    // What is behind the last good header may be in the page cache only. The header that this start writes says that
-    // it is synced, so it is.
-    let last_good = segments.iter().rposition(|segment| segment.header.is_some()).unwrap_or(0);
     for (at, segment) in segments.iter().enumerate() {
-        if at >= last_good {
-            let path = paths.segment(segment.number);
-            let sync = disk.open(&path).and_then(|file| file.sync());
-            sync.map_err(Failure::at(format!("syncing {}", path.display())))?;
-        }
         replay.segment(segment, &segments[at + 1..])?;
     }
     replay.missing_before(replay.proven.saturating_add(1));
-    if !segments.is_empty() {
-        sync(disk, &paths.log)?;
-    }
-    replay.put_aside()?;
-    replay.tidy_files()?;
+    let (stray, without_file) = replay.side_files()?;
     replay.report.messages = replay.index.len();
 
-    let (spares, numbers) = replay.tidy_log()?;
+    let blanks = blanks(disk, paths)?;
+    let last_good = segments.iter().rposition(|segment| segment.header.is_some()).unwrap_or(0);
     let void_from = replay.expected.unwrap_or(1);
     let next = Next {
         key: replay.key.unwrap_or_else(segment::fresh),
-        segment: segments.iter().map(|segment| segment.number).chain(numbers).max().unwrap_or(0),
+        segment: segments.last().map_or(0, |segment| segment.number).max(blanks.highest),
         batch: void_from.max(replay.highest.saturating_add(1)),
         void_from,
-        spares,
+        spares: blanks.spares,
     };
-    Ok(Recovered { index: replay.index, next, report: replay.report })
+    Ok(Recovered {
+        index: replay.index,
+        next,
+        report: replay.report,
+        damaged: replay.damaged,
+        stray,
+        unnamed: blanks.unnamed,
+        without_file,
+        unsynced: segments.iter().skip(last_good).map(|segment| segment.number).collect(),
+    })
 }
 
 /// A segment before its records are looked at.
@@ -109,7 +135,7 @@ fn list(disk: &dyn Disk, paths: &Paths) -> Result<Vec<Listed>, OpenError> {
         listed.header = listed.header.filter(|_| !listed.is_foreign);
     }
     for listed in segments.iter_mut().filter(|segment| segment.header.is_none()) {
-        let bytes = read(disk, paths, listed.number)?;
+        let bytes = octets(disk, paths, listed.number)?;
         listed.proven = segment::scan(&bytes, listed.number, key).proven;
     }
     Ok(segments)
@@ -142,7 +168,7 @@ struct Replay<'a> {
 impl Replay<'_> {
     fn segment(&mut self, listed: &Listed, later: &[Listed]) -> Result<(), OpenError> {
         let number = listed.number;
-        let bytes = read(self.disk, self.paths, number)?;
+        let bytes = octets(self.disk, self.paths, number)?;
         let scan = segment::scan(&bytes, number, self.key);
         self.index.segments.entry(number).or_default().len = listed.len;
         self.key = self.key.or(scan.key);
@@ -225,20 +251,47 @@ impl Replay<'_> {
         self.damaged.insert(number);
     }
 
+    /// Looks for the side file of each message. Returns the files that no message names, and the messages without.
+    fn side_files(&mut self) -> Result<(BTreeSet<String>, BTreeSet<SpoolId>), OpenError> {
+        let mut stray: BTreeSet<String> =
+            names(self.disk, &self.paths.bodies)?.into_iter().collect();
+        let mut without_file = BTreeSet::new();
+        for (id, entry) in self.index.entries() {
+            let Some(file) = &entry.file else { continue };
+            let path = self.paths.bodies.join(&*file.name);
+            let is_there = stray.remove(&*file.name);
+            let len = if is_there {
+                self.disk.open(&path).and_then(|file| file.len()).unwrap_or(0)
+            } else {
+                0
+            };
+            if len != file.len {
+                without_file.insert(*id);
+                let (path, should) = (path.display(), file.len);
+                self.report.damaged.push(match is_there {
+                    true => format!("message {id}: {path} has {len} octets instead of {should}"),
+                    false => format!("message {id}: {path} is missing"),
+                });
+            }
+        }
+        Ok((stray, without_file))
+    }
+}
+
+impl Recovered {
     /// Keeps damaged segments under a second name: in the log they are removed when all else in them is done.
-    fn put_aside(&mut self) -> Result<(), OpenError> {
-        let disk = self.disk;
+    fn put_aside(&mut self, disk: &dyn Disk, paths: &Paths) -> Result<(), OpenError> {
         if self.damaged.is_empty() {
             return Ok(());
         }
-        let folder = &self.paths.damaged;
+        let folder = &paths.damaged;
         let create = disk.create_dir(folder);
         create.map_err(Failure::at(format!("making the folder {}", folder.display())))?;
         // Before anything is moved there.
-        sync(disk, &self.paths.root)?;
+        sync(disk, &paths.root)?;
         for number in &self.damaged {
             let to = folder.join(segment::name(*number));
-            let linked = match disk.link(&self.paths.segment(*number), &to) {
+            let linked = match disk.link(&paths.segment(*number), &to) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
                 linked => linked,
             };
@@ -251,75 +304,66 @@ impl Replay<'_> {
         sync(disk, folder)
     }
 
-    /// Side files that no message names are left over from a crash, or belong to a record that is damaged.
-    fn tidy_files(&mut self) -> Result<(), OpenError> {
-        let disk = self.disk;
-        let mut stray: BTreeSet<String> = names(disk, &self.paths.bodies)?.into_iter().collect();
-        for (id, entry) in self.index.entries() {
-            let Some(file) = &entry.file else { continue };
-            let path = self.paths.bodies.join(&*file.name);
-            let is_there = stray.remove(&*file.name);
-            let len = if is_there {
-                disk.open(&path).and_then(|file| file.len()).unwrap_or(0)
-            } else {
-                0
-            };
-            if len != file.len {
-                let (path, should) = (path.display(), file.len);
-                self.report.damaged.push(match is_there {
-                    true => format!("message {id}: {path} has {len} octets instead of {should}"),
-                    false => format!("message {id}: {path} is missing"),
-                });
-            }
-        }
-        for name in &stray {
-            let path = self.paths.bodies.join(name);
+    /// Strays are removed; with damage about they may belong to it, and are put aside.
+    fn tidy_files(&mut self, disk: &dyn Disk, paths: &Paths) -> Result<(), OpenError> {
+        for name in &self.stray {
+            let path = paths.bodies.join(name);
             match self.damaged.is_empty() {
-                true => self.remove_stray(&path),
+                true => remove_stray(disk, &path, &mut self.report),
                 false => {
-                    let moved = disk.rename(&path, &self.paths.damaged.join(name));
+                    let moved = disk.rename(&path, &paths.damaged.join(name));
                     moved.map_err(Failure::at(format!("putting aside {}", path.display())))?;
                 }
             }
         }
-        if !stray.is_empty() && !self.damaged.is_empty() {
-            sync(disk, &self.paths.damaged)?;
+        if !self.stray.is_empty() && !self.damaged.is_empty() {
+            sync(disk, &paths.damaged)?;
         }
-        for name in names(disk, &self.paths.tmp)? {
-            self.remove_stray(&self.paths.tmp.join(name));
+        for path in &self.unnamed {
+            remove_stray(disk, path, &mut self.report);
+        }
+        for name in names(disk, &paths.tmp)? {
+            remove_stray(disk, &paths.tmp.join(name), &mut self.report);
         }
         Ok(())
     }
+}
 
-    /// What is in the log's folder and no segment: spares, with the numbers that they had, and what never became a
-    /// segment, which goes.
-    fn tidy_log(&mut self) -> Result<(Vec<Spare>, Vec<u64>), OpenError> {
-        let (mut spares, mut numbers) = (Vec::new(), Vec::new());
-        for name in names(self.disk, &self.paths.log)? {
-            let path = self.paths.log.join(&name);
-            if let Some(number) = segment::parse_spare(&name) {
-                numbers.push(number);
-                match self.disk.open(&path).and_then(|file| file.len()) {
-                    Ok(len) if len > 0 => spares.push(Spare { path, len }),
-                    Ok(_) | Err(_) => self.remove_stray(&path),
-                }
-            } else if name.starts_with(segment::UNNAMED) {
-                self.remove_stray(&path);
+/// What is in the log's folder and no segment.
+#[derive(Default)]
+struct Blanks {
+    spares: Vec<Spare>,
+    /// The highest number that a spare had as a segment.
+    highest: u64,
+    unnamed: Vec<PathBuf>,
+}
+
+fn blanks(disk: &dyn Disk, paths: &Paths) -> Result<Blanks, OpenError> {
+    let mut blanks = Blanks::default();
+    for name in names(disk, &paths.log)? {
+        let path = paths.log.join(&name);
+        if let Some(number) = segment::parse_spare(&name) {
+            blanks.highest = blanks.highest.max(number);
+            match disk.open(&path).and_then(|file| file.len()) {
+                Ok(len) if len > 0 => blanks.spares.push(Spare { path, len }),
+                Ok(_) | Err(_) => blanks.unnamed.push(path),
             }
+        } else if name.starts_with(segment::UNNAMED) {
+            blanks.unnamed.push(path);
         }
-        Ok((spares, numbers))
     }
+    Ok(blanks)
+}
 
-    /// It only takes space: no reason not to start.
-    fn remove_stray(&mut self, path: &Path) {
-        match self.disk.remove(path) {
-            Ok(()) => self.report.strays += 1,
-            Err(error) => warn!("{} stays until the next start: {error}", path.display()),
-        }
+/// It only takes space: no reason not to start.
+fn remove_stray(disk: &dyn Disk, path: &Path, report: &mut Report) {
+    match disk.remove(path) {
+        Ok(()) => report.strays += 1,
+        Err(error) => warn!("{} stays until the next start: {error}", path.display()),
     }
 }
 
-fn read(disk: &dyn Disk, paths: &Paths, number: u64) -> Result<Vec<u8>, OpenError> {
+fn octets(disk: &dyn Disk, paths: &Paths, number: u64) -> Result<Vec<u8>, OpenError> {
     let path = paths.segment(number);
     let read = disk::read(disk, &path);
     Ok(read.map_err(Failure::at(format!("reading {}", path.display())))?)

@@ -695,7 +695,7 @@ impl Writer {
         for Living { id, put, progress } in found {
             let put = Some(put).filter(|put| put.segment == segment);
             let places: Vec<Place> = put.into_iter().chain(progress).collect();
-            let read = places.iter().map(|place| self.shared.read_again(id, *place));
+            let read = places.iter().map(|place| self.shared.files().record_again(id, *place));
             // Both or none: a message without its progress would be sent again.
             match read.collect::<Result<Vec<_>, _>>() {
                 Ok(read) => {

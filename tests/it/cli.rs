@@ -1,11 +1,18 @@
 //! The commands, their output and their exit codes.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Output};
+use std::io::Read;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::client::{Client, id, stuffed};
 use crate::support::gateway::{BINARY, Setup};
-use crate::support::sink::Sink;
+use crate::support::sink::{Answer, Sink};
 
 fn run(arguments: &[&str], folder: &Path) -> Output {
     Command::new(BINARY)
@@ -70,10 +77,10 @@ fn wrong_usage_ends_with_64_and_help_with_0() {
     assert_eq!(code(&run(&["run", "--port", "25"], root())), 64);
     let help = run(&["--help"], root());
     assert_eq!(code(&help), 0);
-    for word in ["run", "check", "health", "sandbox", "version", "Exit codes"] {
+    for word in ["run", "check", "health", "sandbox", "spool", "version", "Exit codes"] {
         assert!(out(&help).contains(word), "{word}");
     }
-    for command in ["run", "check", "health", "sandbox", "version"] {
+    for command in ["run", "check", "health", "sandbox", "spool", "version"] {
         assert_eq!(code(&run(&[command, "--help"], root())), 0, "{command}");
     }
 }
@@ -159,4 +166,383 @@ fn sandbox_says_what_is_wrong_with_its_message() {
     assert!(err(&output).contains("no recipient"), "{}", err(&output));
     let output = run(&["sandbox", "--message", "x.eml", "--to", "a b@c"], folder.path());
     assert_eq!(code(&output), 64);
+}
+
+/// A content with all that a message should have, so that nothing but Received is put before it.
+fn content(text: &str) -> String {
+    format!(
+        "From: a@example.com\r\nMessage-ID: <1@x>\r\nDate: Tue, 24 Nov 2026 06:42:11 +0000\r\n\r\n{text}\r\n"
+    )
+}
+
+/// A spool whose gateway was stopped.
+struct Filled {
+    folder: TempDir,
+    ids: Vec<String>,
+}
+
+impl Filled {
+    /// With these messages, which no upstream took.
+    fn queued(contents: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let closed = Sink::scripted(|ask| match ask.is_greeting() {
+            true => Answer::reply("421 4.3.2 closed"),
+            false => Answer::Usual,
+        });
+        let gateway = Setup::to(closed.address).spool(&folder.path().join("spool")).start();
+        let mut client = Client::hello(gateway.smtp());
+        let to = &["b@example.org", "c@example.org"];
+        let ids = contents.iter().map(|it| client.mail("a@example.com", to, content(it))).collect();
+        drop(client);
+        gateway.stop();
+        Self { folder, ids }
+    }
+
+    fn spool(&self) -> PathBuf {
+        self.folder.path().join("spool")
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        spool(arguments, &self.spool())
+    }
+
+    /// The path of the only file in a folder of the spool.
+    fn only(&self, folder: &str) -> PathBuf {
+        let mut files = fs::read_dir(self.spool().join(folder)).unwrap();
+        let file = files.next().unwrap().unwrap().path();
+        assert!(files.next().is_none());
+        file
+    }
+
+    /// Changes one octet of `text` in the log.
+    fn flip(&self, text: &str) {
+        let path = self.only("log");
+        let log = fs::read(&path).unwrap();
+        let at = log.windows(text.len()).position(|it| it == text.as_bytes()).unwrap();
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.write_all_at(&[log[at] ^ 1], at as u64).unwrap();
+    }
+}
+
+fn spool(arguments: &[&str], spool: &Path) -> Output {
+    let mut words = vec!["spool"];
+    words.extend(arguments);
+    words.extend(["--spool", spool.to_str().unwrap()]);
+    run(&words, root())
+}
+
+/// Every file and folder below, with its content and the time of its last change.
+fn tree(folder: &Path) -> BTreeMap<PathBuf, (Vec<u8>, std::time::SystemTime)> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let changed = fs::metadata(&path).unwrap().modified().unwrap();
+        let content = match path.is_dir() {
+            true => {
+                found.extend(tree(&path));
+                Vec::new()
+            }
+            false => fs::read(&path).unwrap(),
+        };
+        found.insert(path, (content, changed));
+    }
+    found
+}
+
+#[test]
+fn an_empty_spool_lists_nothing_and_is_not_damaged() {
+    let filled = Filled::queued(&[]);
+    let output = filled.run(&["ls"]);
+    assert_eq!((code(&output), out(&output), err(&output)), (0, String::new(), String::new()));
+    let output = filled.run(&["verify"]);
+    assert_eq!(code(&output), 0, "{}", out(&output));
+    assert!(out(&output).ends_with("nothing is damaged\n"), "{}", out(&output));
+    let to = filled.folder.path().join("export");
+    let output = filled.run(&["export", to.to_str().unwrap()]);
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    assert_eq!(fs::read_dir(to).unwrap().count(), 0);
+}
+
+#[test]
+fn the_spool_is_that_of_the_configuration_where_none_is_named() {
+    let filled = Filled::queued(&["one"]);
+    let config = filled.folder.path().join("mailsluice.toml");
+    fs::write(&config, Setup::none("hold").text(filled.folder.path())).unwrap();
+    let output = run(&["spool", "ls", "--config", config.to_str().unwrap()], root());
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    assert!(out(&output).starts_with(&filled.ids[0]), "{}", out(&output));
+}
+
+#[test]
+fn messages_are_listed_with_their_state_and_exported_by_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool");
+    let sink = Sink::scripted(|ask| match ask.from {
+        "held@example.com" if ask.is_content() => Answer::TakeAndDrop,
+        "failed@example.com" if ask.is("RCPT") => Answer::reply("550 5.1.1 \x1b[31mno such user"),
+        "queued@example.com" if ask.is("RCPT TO:<b@") => Answer::reply("451 4.2.0 later"),
+        _ => Answer::Usual,
+    });
+    let gateway = Setup::to(sink.address).spool(&path).start();
+    let mut ids = BTreeMap::new();
+    for (state, event) in [("queued", "deferred"), ("failed", "failed"), ("held", "held")] {
+        let from = format!("{state}@example.com");
+        let to: &[&str] = match state {
+            "queued" => &["b@x.test", "c@x.test", "d@x.test", "e@x.test", "f@x.test"],
+            _ => &["b@x.test"],
+        };
+        let id = Client::hello(gateway.smtp()).mail(&from, to, content(state));
+        gateway.wait_event(event, |it| it["id"] == id.as_str());
+        ids.insert(state, id);
+    }
+    gateway.stop();
+
+    let output = spool(&["ls"], &path);
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    let text = out(&output);
+    let line = |state: &str| {
+        let mut found = text.lines().filter(|line| line.starts_with(&ids[state]));
+        found.next().unwrap().split_whitespace().collect::<Vec<_>>()
+    };
+    assert_eq!(text.lines().count(), 3, "{text}");
+    for (state, pending) in [("queued", "1/5"), ("held", "1/1"), ("failed", "0/1")] {
+        let words = line(state);
+        assert_eq!((words[1], words[4]), (state, pending), "{text}");
+        assert!(words[2].starts_with("20") && words[2].ends_with('Z'), "{text}");
+        assert_eq!(words[3], content(state).len().to_string());
+        assert_eq!(words[6], format!("<{state}@example.com>"));
+        assert_eq!(words[7].trim_end_matches(','), "<b@x.test>");
+    }
+    assert!(text.contains("<b@x.test>, <c@x.test>, <d@x.test> and 2 more\n"), "{text}");
+
+    let json = out(&spool(&["ls", "--json"], &path));
+    let lines: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let held = lines.iter().find(|line| line["id"] == ids["held"].as_str()).unwrap();
+    assert_eq!((&held["state"], &held["pending"]), (&"held".into(), &1.into()));
+    assert_eq!(held["to"], serde_json::json!(["b@x.test"]));
+
+    let output = spool(&["cat", "--envelope", &ids["failed"]], &path);
+    let envelope: Value = serde_json::from_str(&out(&output)).unwrap();
+    assert_eq!(envelope["recipients"][0]["state"], "failed");
+    assert_eq!(envelope["recipients"][0]["words"], "550 5.1.1 \\x1b[31mno such user");
+
+    for (state, id) in &ids {
+        let to = folder.path().join(state);
+        let output = spool(&["export", to.to_str().unwrap(), "--state", state], &path);
+        assert_eq!(code(&output), 0, "{}", err(&output));
+        let mut names: Vec<_> = fs::read_dir(&to)
+            .unwrap()
+            .map(|it| it.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, [format!("{id}.eml"), format!("{id}.json")]);
+    }
+}
+
+#[test]
+fn cat_and_export_write_what_the_upstream_would_get() {
+    let large = "0123456789".repeat(150_000);
+    let filled = Filled::queued(&[".\r\n..dots\r\n\tblanks \t", &large, ""]);
+    let to = filled.folder.path().join("made/for it");
+    let output = filled.run(&["export", to.to_str().unwrap()]);
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&to), 0o700);
+    let mut printed = BTreeMap::new();
+    for id in &filled.ids {
+        let output = filled.run(&["cat", id]);
+        assert_eq!(code(&output), 0, "{}", err(&output));
+        let eml = to.join(format!("{id}.eml"));
+        assert!(fs::read(&eml).unwrap() == output.stdout, "{id}");
+        let json = to.join(format!("{id}.json"));
+        assert_eq!((mode(&eml), mode(&json)), (0o600, 0o600));
+        let json: Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
+        assert_eq!(json["id"], id.as_str());
+        printed.insert(id.clone(), output.stdout);
+    }
+    let sink = Sink::new();
+    let gateway = Setup::to(sink.address).spool(&filled.spool()).start();
+    for taken in sink.wait(3) {
+        assert!(printed[&taken.id()] == taken.content, "{}", taken.id());
+    }
+    gateway.stop();
+}
+
+#[test]
+fn export_overwrites_nothing() {
+    let filled = Filled::queued(&["one", "two"]);
+    let to = filled.folder.path().join("export");
+    fs::create_dir(&to).unwrap();
+    let first = to.join(format!("{}.eml", filled.ids[0]));
+    fs::write(&first, "mine").unwrap();
+    let arguments = ["export", to.to_str().unwrap()];
+    let output = filled.run(&arguments);
+    assert_eq!(code(&output), 73);
+    assert_eq!(fs::read_to_string(&first).unwrap(), "mine");
+    assert!(err(&output).contains(&format!("{} exists already", first.display())));
+    assert!(to.join(format!("{}.json", filled.ids[1])).exists());
+    let before = tree(&to);
+    let output = filled.run(&arguments);
+    assert_eq!(code(&output), 73);
+    assert_eq!(err(&output).lines().count(), 2, "{}", err(&output));
+    assert!(tree(&to) == before);
+    let within = filled.spool().join("bodies/new");
+    assert_eq!(code(&filled.run(&["export", within.to_str().unwrap()])), 64);
+    assert!(!within.exists());
+}
+
+#[test]
+fn a_flipped_byte_in_a_segment_is_found_and_costs_only_its_message() {
+    let filled = Filled::queued(&["the first", "the second", "the third"]);
+    filled.flip("the second");
+    let before = tree(&filled.spool());
+    let output = filled.run(&["verify"]);
+    assert_eq!(code(&output), 65);
+    let text = out(&output);
+    assert!(text.starts_with("damaged: log/0000000000000001.seg: batch "), "{text}");
+    assert!(text.contains("cannot be read; octets "), "{text}");
+    assert!(text.ends_with("1 damage\n"), "{text}");
+    let output = filled.run(&["ls"]);
+    assert_eq!((code(&output), out(&output).lines().count()), (65, 2));
+    assert!(err(&output).contains("the spool is damaged: log/"), "{}", err(&output));
+    let to = filled.folder.path().join("export");
+    assert_eq!(code(&filled.run(&["export", to.to_str().unwrap()])), 65);
+    assert_eq!(fs::read_dir(to).unwrap().count(), 4);
+    assert_eq!(code(&filled.run(&["cat", &filled.ids[1]])), 66);
+    assert_eq!(code(&filled.run(&["cat", &filled.ids[2]])), 0);
+    assert!(tree(&filled.spool()) == before);
+}
+
+#[test]
+fn a_torn_tail_is_said_and_is_no_damage() {
+    let filled = Filled::queued(&["the first", "the second"]);
+    filled.flip("the second");
+    let output = filled.run(&["verify"]);
+    assert_eq!(code(&output), 0, "{}", out(&output));
+    assert!(out(&output).starts_with("The log ends in a batch that is not whole."));
+    assert_eq!(out(&filled.run(&["ls"])).lines().count(), 1);
+}
+
+#[test]
+fn a_side_file_that_is_cut_short_or_changed_is_found() {
+    let filled = Filled::queued(&["small", &"large".repeat(300_000)]);
+    let path = filled.only("bodies");
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    let check = |expected: &str| {
+        let output = filled.run(&["verify"]);
+        assert_eq!(code(&output), 65, "{}", out(&output));
+        let text = out(&output);
+        assert!(text.starts_with(&format!("damaged: message {}: ", filled.ids[1])), "{text}");
+        assert!(text.contains(&format!("{}{expected}", path.display())), "{text}");
+        assert!(text.ends_with("1 damage\n"), "{text}");
+        assert_eq!(code(&filled.run(&["cat", &filled.ids[1]])), 65);
+        let to = tempfile::tempdir().unwrap();
+        let output = filled.run(&["export", to.path().to_str().unwrap()]);
+        assert_eq!(code(&output), 65);
+        assert!(err(&output).contains(&filled.ids[1]), "{}", err(&output));
+        assert_eq!(fs::read_dir(to.path()).unwrap().count(), 2);
+    };
+    let len = fs::metadata(&path).unwrap().len();
+    file.write_all_at(b"X", 1_000_000).unwrap();
+    check(&format!(", octets 0 to {len}: the stored content is damaged (checksum)"));
+    file.set_len(1_000_000).unwrap();
+    check(&format!(" has 1000000 octets instead of {len}"));
+    fs::remove_file(&path).unwrap();
+    check(" is missing");
+}
+
+#[test]
+fn while_a_daemon_runs_its_spool_is_not_looked_at() {
+    let gateway = Setup::none("hold").start();
+    let path = gateway.folder().join("spool");
+    for arguments in [&["ls"][..], &["verify"], &["export", "/nonexistent/x"]] {
+        let output = spool(arguments, &path);
+        assert_eq!((code(&output), out(&output).as_str()), (75, ""));
+        let words = format!("in use by process {}: ", gateway.pid());
+        assert!(err(&output).contains(&words), "{}", err(&output));
+        assert!(err(&output).contains("misleading"), "{}", err(&output));
+    }
+    gateway.stop();
+}
+
+#[test]
+fn while_a_spool_is_looked_at_others_may_look_and_no_daemon_starts() {
+    let filled = Filled::queued(&[&"large".repeat(300_000)]);
+    let spool = filled.spool();
+    let words = ["spool", "cat", &filled.ids[0], "--spool", spool.to_str().unwrap()];
+    let mut looking = Command::new(BINARY).args(words).stdout(Stdio::piped()).spawn().unwrap();
+    let mut pipe = looking.stdout.take().unwrap();
+    // More than a pipe takes in is yet to come.
+    pipe.read_exact(&mut [0; 1000]).unwrap();
+    assert_eq!(code(&filled.run(&["verify"])), 0);
+    let mut gateway = Setup::none("hold").spool(&spool).spawn();
+    assert_eq!(gateway.wait_exit().code(), Some(71));
+    assert!(gateway.log_text().contains("is in use by process"), "{}", gateway.log_text());
+    // Whoever reads has seen enough: no error.
+    drop(pipe);
+    assert!(looking.wait().unwrap().success());
+    Setup::none("hold").spool(&spool).start().stop();
+}
+
+#[test]
+fn what_is_no_spool_or_not_in_it_ends_with_66() {
+    let folder = tempfile::tempdir().unwrap();
+    for path in [folder.path().to_owned(), folder.path().join("missing")] {
+        let output = spool(&["verify"], &path);
+        assert_eq!(code(&output), 66);
+        assert!(err(&output).contains("is not a spool"), "{}", err(&output));
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    let filled = Filled::queued(&["one"]);
+    let unknown = "01950000-0000-7000-8000-000000000001";
+    let output = filled.run(&["cat", unknown]);
+    assert_eq!(code(&output), 66);
+    assert_eq!(err(&output), format!("no message {unknown} in the spool\n"));
+    assert_eq!(code(&filled.run(&["cat", "nonsense"])), 64);
+}
+
+#[test]
+fn a_spool_that_cannot_be_written_is_read_and_left_as_it_is() {
+    let filled = Filled::queued(&["one", &"large".repeat(300_000)]);
+    for name in ["lock", "tmp"] {
+        // A copy may lack what holds no mail.
+        let path = filled.spool().join(name);
+        fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)).unwrap();
+    }
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let folders = ["", "log", "bodies"].map(|name| filled.spool().join(name));
+    mode(&filled.only("log"), 0o400);
+    mode(&filled.only("bodies"), 0o400);
+    folders.iter().for_each(|path| mode(path, 0o500));
+    let before = tree(&filled.spool());
+    let output = filled.run(&["verify"]);
+    assert_eq!(code(&output), 0, "{}{}", out(&output), err(&output));
+    assert_eq!(out(&filled.run(&["ls"])).lines().count(), 2);
+    assert_eq!(code(&filled.run(&["cat", &filled.ids[1]])), 0);
+    assert!(tree(&filled.spool()) == before);
+    folders.iter().for_each(|path| mode(path, 0o700));
+}
+
+#[test]
+fn addresses_are_shown_escaped() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool");
+    let gateway = Setup::none("hold").spool(&path).start();
+    let mut client = Client::hello(gateway.smtp());
+    let from = "\"a\\ b\"@x.test";
+    let to = "moc\u{202e}evil@x.test";
+    client.command(&format!("MAIL FROM:<{from}> SMTPUTF8"), 250);
+    client.command(&format!("RCPT TO:<{to}>"), 250);
+    client.command("DATA", 354);
+    client.send(stuffed(b"Subject: hi\r\n\r\nhello\r\n"));
+    id(&client.expect(250));
+    gateway.stop();
+    let text = out(&spool(&["ls"], &path));
+    assert!(text.ends_with("<\"a\\\\ b\"@x.test> <moc\\xe2\\x80\\xaeevil@x.test>\n"), "{text}");
+    let json = out(&spool(&["ls", "--json"], &path));
+    assert!(json.contains("moc\\u202eevil@x.test"), "{json}");
+    let line: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((line["from"].as_str(), line["to"][0].as_str()), (Some(from), Some(to)));
 }

@@ -1,0 +1,639 @@
+//! `mailsluice spool`: looks at a spool whose daemon is down or cannot start, and changes nothing in it.
+
+use std::fmt::{self, Write as _};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, BufWriter, StdoutLock, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::envelope::{Head, Priority, QueueState, Rcpt, RcptStatus, SpoolId, UnixMillis};
+use crate::outcome::Cause;
+use crate::smtp::params::{Notify, Ret};
+use crate::smtp::reply::Escaped;
+use crate::spool::inspect::{self, InspectError, Inspection};
+use crate::spool::log::OpenError;
+use crate::spool::{SpoolError, Stored};
+
+/// Recipients that `ls` shows of a message.
+const SHOWN: usize = 3;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "The daemon must be down: while it runs, these commands end with 75. Exit codes: 0 all right; 65 \
+something is damaged; 66 no spool, or no such message; 73 a file to be written exists already or cannot be written; \
+75 a daemon has the spool."
+)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// List the messages, one a line: id, state, time of acceptance, octets, pending/all recipients, attempts, sender,
+    /// recipients
+    Ls {
+        /// Print one JSON object a line, with all recipients
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Write a message to standard output, byte for byte as it would be sent
+    Cat {
+        /// The message
+        #[arg(value_parser = parse_id)]
+        id: SpoolId,
+        /// Print its envelope, and how far it has come, as JSON instead
+        #[arg(long)]
+        envelope: bool,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Read everything and say what is damaged
+    Verify {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Write each message to DIR/ID.eml, as it would be sent, and its envelope and progress to DIR/ID.json after it
+    Export {
+        /// Where to; made where it is not there (mode 0700). Nothing in it is overwritten
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+        /// Only messages in this state
+        #[arg(long, value_enum)]
+        state: Option<State>,
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Place {
+    #[command(flatten)]
+    config: super::ConfigArgs,
+    /// The folder of the spool; without it, that of the configuration
+    #[arg(long, value_name = "DIR")]
+    spool: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum State {
+    Queued,
+    Held,
+    Failed,
+}
+
+impl State {
+    fn of(head: &Head) -> Self {
+        match head.state {
+            QueueState::Queued => Self::Queued,
+            QueueState::Held => Self::Held,
+            QueueState::Failed => Self::Failed,
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Held => "held",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Why a command ends early.
+enum Stop {
+    /// All is said.
+    Told(ExitCode),
+    /// An exit code and what is said of it.
+    Said(u8, String),
+    /// Standard output cannot be written.
+    Output(io::Error),
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+type Out<'a> = BufWriter<StdoutLock<'a>>;
+
+pub(super) fn run(args: &Args) -> ExitCode {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let done = match &args.command {
+        Command::Ls { json, place } => ls(place, *json, &mut out),
+        Command::Cat { id, envelope, place } => cat(place, *id, *envelope, &mut out),
+        Command::Verify { place } => verify(place, &mut out),
+        Command::Export { folder, state, place } => export(place, folder, *state, &mut out),
+    };
+    // What was found goes out before what is said of it.
+    let done = match out.flush() {
+        Err(error) if !matches!(done, Err(Stop::Output(_))) => Err(Stop::Output(error)),
+        _ => done,
+    };
+    match done {
+        Ok(code) => code.into(),
+        Err(Stop::Told(code)) => code,
+        Err(Stop::Said(code, words)) => {
+            eprintln!("{words}");
+            code.into()
+        }
+        // Whoever reads has seen enough, as in `mailsluice spool ls | head`.
+        Err(Stop::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(Stop::Output(error)) => {
+            eprintln!("writing to standard output: {error}");
+            super::EX_OSERR.into()
+        }
+    }
+}
+
+fn parse_id(text: &str) -> Result<SpoolId, String> {
+    SpoolId::parse(text).ok_or_else(|| "not the id of a message".to_owned())
+}
+
+fn open(place: &Place) -> Result<(Inspection, PathBuf), Stop> {
+    let folder = match &place.spool {
+        Some(folder) => folder.clone(),
+        None => super::load(&place.config.config).map_err(Stop::Told)?.spool.path,
+    };
+    let spool = Inspection::open(&folder).map_err(|error| {
+        let code = match &error {
+            InspectError::NotASpool(_) => super::EX_NOINPUT,
+            InspectError::Open(OpenError::Locked { .. }) => super::EX_TEMPFAIL,
+            InspectError::Open(OpenError::Newer { .. } | OpenError::Io(..)) => super::EX_OSERR,
+        };
+        Stop::Said(code, error.to_string())
+    })?;
+    Ok((spool, folder))
+}
+
+/// What is damaged may have been messages: where they are listed, it is said that some may be missing.
+fn warn_of_damage(spool: &Inspection) -> bool {
+    for damage in &spool.report().damaged {
+        eprintln!("the spool is damaged: {}", shown(damage));
+    }
+    !spool.report().damaged.is_empty()
+}
+
+fn ls(place: &Place, json: bool, out: &mut Out<'_>) -> Result<u8, Stop> {
+    let (spool, _) = open(place)?;
+    let mut is_damaged = warn_of_damage(&spool);
+    for head in spool.heads() {
+        let read = spool.read(head.id);
+        is_damaged |= read.is_err();
+        match json {
+            true => writeln!(out, "{}", ascii(serde_json::to_string(&Line::new(head, &read))))?,
+            false => write_line(head, &read, out)?,
+        }
+    }
+    Ok(if is_damaged { super::EX_DATAERR } else { 0 })
+}
+
+fn write_line(head: &Head, read: &Result<Stored, SpoolError>, out: &mut Out<'_>) -> io::Result<()> {
+    let Head { id, size, pending, attempts, .. } = head;
+    write!(out, "{id} {:<6} {} {size:>9} ", State::of(head).label(), Time(accepted(head, read)))?;
+    let envelope = match read {
+        Ok(stored) => &stored.envelope,
+        Err(error) => {
+            return writeln!(out, "{pending}/? {attempts} {}", shown(&error.to_string()));
+        }
+    };
+    let from = shown(envelope.reverse_path.as_str());
+    write!(out, "{pending}/{} {attempts} <{from}>", envelope.rcpts.len())?;
+    for (rcpt, at) in envelope.rcpts.iter().take(SHOWN).zip(0..) {
+        let comma = if at == 0 { "" } else { "," };
+        write!(out, "{comma} <{}>", shown(rcpt.path.as_str()))?;
+    }
+    match envelope.rcpts.len().saturating_sub(SHOWN) {
+        0 => writeln!(out),
+        more => writeln!(out, " and {more} more"),
+    }
+}
+
+fn cat(place: &Place, id: SpoolId, envelope: bool, out: &mut Out<'_>) -> Result<u8, Stop> {
+    let (spool, _) = open(place)?;
+    let Some(head) = spool.head(id) else {
+        warn_of_damage(&spool);
+        return Err(Stop::Said(super::EX_NOINPUT, SpoolError::Unknown(id).to_string()));
+    };
+    let stored = spool.read(id).map_err(|error| unreadable(&error))?;
+    if envelope {
+        out.write_all(Message::json(head, &stored).as_bytes())?;
+        return Ok(0);
+    }
+    for chunk in inspect::chunks(id, &stored) {
+        out.write_all(&chunk.map_err(|error| unreadable(&error))?)?;
+    }
+    Ok(0)
+}
+
+fn unreadable(error: &SpoolError) -> Stop {
+    let code = match error {
+        SpoolError::Damaged(..) => super::EX_DATAERR,
+        SpoolError::Unknown(_) => super::EX_NOINPUT,
+        SpoolError::Full | SpoolError::Io(..) | SpoolError::Closed => super::EX_OSERR,
+    };
+    Stop::Said(code, shown(&error.to_string()))
+}
+
+fn verify(place: &Place, out: &mut Out<'_>) -> Result<u8, Stop> {
+    let (spool, folder) = open(place)?;
+    let count = |counted: Result<usize, OpenError>| {
+        counted.map_err(|error| Stop::Said(super::EX_OSERR, error.to_string()))
+    };
+    let mut damages = 0;
+    let from_log = spool.report().damaged.iter().cloned();
+    for damage in from_log.chain(spool.heads().filter_map(|head| spool.check(head.id))) {
+        writeln!(out, "damaged: {}", shown(&damage))?;
+        damages += 1;
+    }
+    if spool.report().torn {
+        writeln!(
+            out,
+            "The log ends in a batch that is not whole. After a crash this is normal: nobody was told 250 for it, and \
+             the next start drops it."
+        )?;
+    }
+    for name in spool.strays() {
+        writeln!(
+            out,
+            "bodies/{}: no message names it, as a crash leaves it; the next start {} it.",
+            shown(name),
+            if spool.has_damaged_segment() { "puts aside" } else { "removes" }
+        )?;
+    }
+    let unfinished = count(spool.unfinished())?;
+    if unfinished > 0 {
+        writeln!(
+            out,
+            "tmp/ has {}, as a crash leaves them; the next start removes them.",
+            several(unfinished, "unfinished content")
+        )?;
+    }
+    let put_aside = count(spool.put_aside())?;
+    if put_aside > 0 {
+        writeln!(
+            out,
+            "damaged/ has {} that earlier starts put aside.",
+            several(put_aside, "file")
+        )?;
+    }
+    let totals = spool.totals();
+    let messages = totals.queued + totals.held + totals.failed;
+    writeln!(
+        out,
+        "{}: {} of {} octets; {} ({} queued, {} held, {} failed); {} of {} octets; {}",
+        folder.display(),
+        several(totals.segments, "segment"),
+        totals.log,
+        several(messages, "message"),
+        totals.queued,
+        totals.held,
+        totals.failed,
+        several(totals.files, "side file"),
+        totals.file_octets,
+        match damages {
+            0 => "nothing is damaged".to_owned(),
+            damages => several(damages, "damage"),
+        }
+    )?;
+    Ok(if damages > 0 { super::EX_DATAERR } else { 0 })
+}
+
+fn several(count: usize, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        _ => format!("{count} {noun}s"),
+    }
+}
+
+fn export(
+    place: &Place,
+    folder: &Path,
+    state: Option<State>,
+    out: &mut Out<'_>,
+) -> Result<u8, Stop> {
+    let (spool, root) = open(place)?;
+    let cannot = |doing: &str, path: &Path, error: &io::Error| {
+        Stop::Said(super::EX_CANTCREAT, format!("{doing} {}: {error}", path.display()))
+    };
+    if is_within(folder, &root).map_err(|error| cannot("looking at", folder, &error))? {
+        let words = format!("{} is within the spool, which is left as it is", folder.display());
+        return Err(Stop::Said(super::EX_USAGE, words));
+    }
+    let mut is_damaged = warn_of_damage(&spool);
+    let make = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    make.map_err(|error| cannot("making the folder", folder, &error))?;
+    let (mut written, mut kept) = (0, 0);
+    for head in spool.heads().filter(|head| state.is_none_or(|state| state == State::of(head))) {
+        match export_one(&spool, head, folder) {
+            Ok(()) => written += 1,
+            Err(ExportError::Message(error)) => {
+                is_damaged = true;
+                eprintln!("not exported: {}", shown(&error.to_string()));
+            }
+            Err(ExportError::File(path, error)) if error.kind() == io::ErrorKind::AlreadyExists => {
+                kept += 1;
+                eprintln!("not exported: {} exists already and is not overwritten", path.display());
+            }
+            Err(ExportError::File(path, error)) => return Err(cannot("writing", &path, &error)),
+        }
+    }
+    let sync = File::open(folder).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
+    sync.map_err(|error| cannot("syncing", folder, &error))?;
+    writeln!(out, "{} written to {}", several(written, "message"), folder.display())?;
+    Ok(match (is_damaged, kept) {
+        (true, _) => super::EX_DATAERR,
+        (false, 0) => 0,
+        (false, _) => super::EX_CANTCREAT,
+    })
+}
+
+enum ExportError {
+    /// The message cannot be read.
+    Message(SpoolError),
+    /// A file cannot be written.
+    File(PathBuf, io::Error),
+}
+
+/// The JSON comes last: a message that has it is whole.
+fn export_one(spool: &Inspection, head: &Head, folder: &Path) -> Result<(), ExportError> {
+    let id = head.id;
+    let stored = spool.read(id).map_err(ExportError::Message)?;
+    let chunks = inspect::chunks(id, &stored);
+    write_new(&folder.join(format!("{id}.eml")), chunks)?;
+    let json = Message::json(head, &stored);
+    write_new(&folder.join(format!("{id}.json")), [Ok(json)])
+}
+
+/// Leaves no part of a file behind.
+fn write_new(
+    path: &Path,
+    chunks: impl IntoIterator<Item = Result<impl AsRef<[u8]>, SpoolError>>,
+) -> Result<(), ExportError> {
+    let failed = |error| ExportError::File(path.to_owned(), error);
+    let create = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let mut file = create.map_err(failed)?;
+    let mut chunks = chunks.into_iter();
+    let written = chunks.try_for_each(|chunk| {
+        file.write_all(chunk.map_err(ExportError::Message)?.as_ref()).map_err(failed)
+    });
+    if written.is_err() {
+        // The error that is told is the first.
+        drop(fs::remove_file(path));
+    }
+    written
+}
+
+/// Whether `folder`, which may not be there yet, is in `root` or is it.
+fn is_within(folder: &Path, root: &Path) -> io::Result<bool> {
+    let (folder, root) = (std::path::absolute(folder)?, root.canonicalize()?);
+    let there = folder.ancestors().find_map(|part| part.canonicalize().ok());
+    Ok(there.is_some_and(|there| there.starts_with(&root)))
+}
+
+fn accepted(head: &Head, read: &Result<Stored, SpoolError>) -> UnixMillis {
+    match read {
+        Ok(stored) => stored.envelope.accepted,
+        Err(_) => head.id.accepted(),
+    }
+}
+
+/// A line of `ls --json`.
+#[derive(Serialize)]
+struct Line<'a> {
+    id: String,
+    state: &'static str,
+    accepted: String,
+    due: String,
+    size_bytes: u64,
+    pending: u32,
+    attempts: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<Vec<&'a str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl<'a> Line<'a> {
+    fn new(head: &Head, read: &'a Result<Stored, SpoolError>) -> Self {
+        let envelope = read.as_ref().ok().map(|stored| &stored.envelope);
+        Self {
+            id: head.id.to_string(),
+            state: State::of(head).label(),
+            accepted: Time(accepted(head, read)).to_string(),
+            due: Time(head.due).to_string(),
+            size_bytes: head.size,
+            pending: head.pending,
+            attempts: head.attempts,
+            from: envelope.map(|envelope| envelope.reverse_path.as_str()),
+            to: envelope
+                .map(|envelope| envelope.rcpts.iter().map(|rcpt| rcpt.path.as_str()).collect()),
+            error: read.as_ref().err().map(ToString::to_string),
+        }
+    }
+}
+
+/// Envelope and progress of a message, for people and their scripts.
+#[derive(Serialize)]
+struct Message<'a> {
+    id: String,
+    state: &'static str,
+    accepted: String,
+    due: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_deferral: Option<String>,
+    /// Of the content as it came in; the lines that go before it are not counted.
+    size_bytes: u64,
+    attempts: u16,
+    from: &'a str,
+    smtputf8: bool,
+    eight_bit: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ret: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    envid: Option<&'a str>,
+    priority: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    author: Option<&'a str>,
+    client: &'a str,
+    helo: &'a str,
+    recipients: Vec<Recipient<'a>>,
+}
+
+impl<'a> Message<'a> {
+    fn json(head: &Head, stored: &'a Stored) -> String {
+        let mut json = ascii(serde_json::to_string_pretty(&Self::new(head, stored)));
+        json.push('\n');
+        json
+    }
+
+    fn new(head: &Head, stored: &'a Stored) -> Self {
+        let (envelope, progress) = (&stored.envelope, &stored.progress);
+        Self {
+            id: head.id.to_string(),
+            state: State::of(head).label(),
+            accepted: Time(envelope.accepted).to_string(),
+            due: Time(progress.due).to_string(),
+            first_deferral: progress.first_deferral.map(|at| Time(at).to_string()),
+            size_bytes: envelope.size,
+            attempts: progress.attempts,
+            from: envelope.reverse_path.as_str(),
+            smtputf8: envelope.smtputf8,
+            eight_bit: envelope.eight_bit,
+            ret: envelope.ret.map(|ret| match ret {
+                Ret::Full => "FULL",
+                Ret::Headers => "HDRS",
+            }),
+            envid: envelope.envid.as_deref(),
+            priority: match envelope.priority {
+                Priority::Normal => "normal",
+                Priority::High => "high",
+            },
+            author: envelope.author.as_ref().map(|author| author.as_str()),
+            client: &envelope.client.address,
+            helo: &envelope.client.helo,
+            recipients: envelope
+                .rcpts
+                .iter()
+                .zip(&progress.rcpts)
+                .map(|(rcpt, status)| Recipient::new(rcpt, status))
+                .collect(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Recipient<'a> {
+    to: &'a str,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notify: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    orcpt: Option<&'a str>,
+    /// What the remote said last, escaped as in the log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    words: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scope: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stage: Option<&'static str>,
+    /// The remote may have taken it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    maybe_sent: Option<bool>,
+}
+
+impl<'a> Recipient<'a> {
+    fn new(rcpt: &'a Rcpt, status: &RcptStatus) -> Self {
+        let (state, cause) = match status {
+            RcptStatus::Pending { last } => ("pending", last.as_ref()),
+            RcptStatus::Delivered(_) => ("delivered", None),
+            RcptStatus::Failed(cause) => ("failed", Some(cause)),
+        };
+        let receipt = match status {
+            RcptStatus::Delivered(receipt) => Some(receipt.words.to_string()),
+            RcptStatus::Pending { .. } | RcptStatus::Failed(_) => None,
+        };
+        Self {
+            to: rcpt.path.as_str(),
+            state,
+            notify: notify(rcpt.notify),
+            orcpt: rcpt.orcpt.as_deref(),
+            words: receipt.or_else(|| cause.map(|cause| cause.words.to_string())),
+            scope: cause.map(|cause| cause.scope.label()),
+            stage: cause.map(|cause| cause.stage.label()),
+            maybe_sent: cause.map(|cause: &Cause| cause.maybe_sent),
+        }
+    }
+}
+
+/// As RFC 3461 4.1 has it.
+fn notify(notify: Notify) -> Option<String> {
+    let (success, failure, delay) = match notify {
+        Notify::Unsaid => return None,
+        Notify::Never => return Some("NEVER".to_owned()),
+        Notify::On { success, failure, delay } => (success, failure, delay),
+    };
+    let words = [(success, "SUCCESS"), (failure, "FAILURE"), (delay, "DELAY")];
+    let asked = words.iter().filter(|(asked, _)| *asked).map(|(_, word)| *word);
+    Some(asked.collect::<Vec<_>>().join(","))
+}
+
+/// Text from outside made fit for a terminal, as in the log.
+fn shown(text: &str) -> String {
+    Escaped(text.as_bytes()).to_string()
+}
+
+/// JSON in ASCII: exact for a script, and harmless on a terminal.
+fn ascii(json: serde_json::Result<String>) -> String {
+    let json = json.expect("strings, numbers and lists can always be written");
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            ' '..='~' | '\n' => out.push(c),
+            // Only within a string can it stand.
+            c => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    write!(out, "\\u{unit:04x}").expect("writing to a string cannot fail");
+                }
+            }
+        }
+    }
+    out
+}
+
+/// A time of day in UTC (RFC 3339), to the second.
+struct Time(UnixMillis);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.0 / 1000;
+        let (year, month, day) = date(seconds / 86_400);
+        let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    }
+}
+
+/// Year, month and day in the Gregorian calendar. Counted in eras of 400 years from March of the year 0, so that the day
+/// of a leap year is the last of its year.
+fn date(days_since_1970: u64) -> (u64, u64, u64) {
+    let days = days_since_1970 + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (era * 400 + year + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_shown_in_utc() {
+        let check = |millis, expected| assert_eq!(Time(UnixMillis(millis)).to_string(), expected);
+        check(0, "1970-01-01T00:00:00Z");
+        check(951_782_399_999, "2000-02-28T23:59:59Z");
+        check(951_782_400_000, "2000-02-29T00:00:00Z");
+        check(951_868_800_000, "2000-03-01T00:00:00Z");
+        check(1_795_502_531_000, "2026-11-24T06:42:11Z");
+        check(4_107_542_400_000, "2100-03-01T00:00:00Z");
+    }
+
+    #[test]
+    fn json_is_ascii_and_says_the_same() {
+        let text = "\u{202e}\u{7f}\u{9b}ü😀\"\\\n";
+        let json = ascii(serde_json::to_string(text));
+        assert!(json.bytes().all(|b| (b' '..=b'~').contains(&b)), "{json}");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+    }
+}
