@@ -809,7 +809,7 @@ fn a_hundred_clients_share_syncs_and_no_sync_is_needless() {
             "trace=fdatasync,pwrite64,?pwritev,?pwritev2,write",
             // A slow disk, whatever the real one is: those that come meanwhile make the next batch.
             "-e",
-            "inject=fdatasync:delay_enter=20000",
+            "inject=fdatasync:delay_enter=100000",
             "-o",
             trace.to_str().unwrap(),
         ])
