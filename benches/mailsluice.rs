@@ -1,19 +1,27 @@
 //! `cargo bench` measures; `cargo test --benches` runs each case once and small, so that a broken one is noticed.
-//! `cargo bench -- spool` is a run of the spool as a whole, on a disk of your choice.
+//! `cargo bench -- spool` (or `million`, or `large`) is a run of the spool as a whole, on a disk of your choice.
 
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use mailsluice::bench::{SmtpSession, decode, parse_command};
 
+mod measure;
 mod spool;
 
 fn main() {
+    if spool::child() {
+        return;
+    }
     let is_asked_for = |case: &str| std::env::args().any(|argument| argument == case);
     let measured = is_asked_for("--bench");
-    if is_asked_for("spool") || !measured {
-        spool::run(measured);
+    let mut is_run = false;
+    for (case, run) in spool::CASES {
+        if is_asked_for(case) || !measured {
+            run(measured);
+            is_run = true;
+        }
     }
-    if !is_asked_for("spool") {
+    if !is_run || !measured {
         divan::main();
     }
 }

@@ -5,20 +5,23 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Barrier, Condvar, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::fs::statvfs;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::support::client::{Client, stuffed};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::peers::{is_root, need, skip};
 use crate::support::sink::{Answer, Sink};
-use crate::support::{PATIENCE, eventually};
+use crate::support::{PATIENCE, eventually, is_slow};
 
 /// A content that is known by its token: `size` octets or a little more, with dots at line starts, 8-bit octets and
 /// blanks at line ends.
@@ -88,6 +91,8 @@ fn segments(spool: &Path) -> Vec<PathBuf> {
 struct Board {
     state: Mutex<BoardState>,
     changed: Condvar,
+    /// Pulled by each client that has sent all of a message and has no reply yet.
+    sent: Trigger,
 }
 
 #[derive(Default)]
@@ -138,6 +143,28 @@ impl Board {
     }
 }
 
+/// Kills the gateway when it was pulled so many times.
+#[derive(Default)]
+struct Trigger(Mutex<Option<(usize, u32)>>);
+
+impl Trigger {
+    fn arm(&self, pulls: usize, pid: u32) {
+        *self.0.lock().unwrap() = Some((pulls, pid));
+    }
+
+    fn pull(&self) {
+        let mut armed = self.0.lock().unwrap();
+        match *armed {
+            Some((pulls, pid)) if pulls > 1 => *armed = Some((pulls - 1, pid)),
+            Some((_, pid)) => {
+                *armed = None;
+                kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+            }
+            None => {}
+        }
+    }
+}
+
 /// How far a message came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
@@ -145,7 +172,7 @@ enum Fate {
     Accepted,
     /// All of it was sent, and no reply came.
     Unsure,
-    /// Its end was never sent.
+    /// Its end was never sent, or it was refused because the gateway closes.
     Unfinished,
 }
 
@@ -163,22 +190,22 @@ fn send_until_over(board: &Board, name: usize) -> Sent {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         let mut line = Reader::new(&stream);
-        let hello = || -> Option<()> {
+        let hello = || -> Result<(), Gone> {
             line.expect("220")?;
-            (&stream).write_all(b"EHLO client.test\r\n").ok()?;
+            (&stream).write_all(b"EHLO client.test\r\n")?;
             line.expect("250")
         };
-        if { hello }().is_none() {
+        if { hello }().is_err() {
             continue;
         }
         loop {
-            let size = match random.u8(0..12) {
-                0 => random.usize(1_000_000..1_500_000),
-                1..=4 => random.usize(20_000..200_000),
+            let size = match random.u8(0..24) {
+                0 => random.usize(1_100_000..1_300_000),
+                1..=6 => random.usize(20_000..100_000),
                 _ => random.usize(1_000..20_000),
             };
             let token = format!("client{name}-{}", sent.len());
-            let fate = offer(&stream, &mut line, &token, size);
+            let fate = offer(board, &stream, &mut line, &token, size);
             if fate == Fate::Accepted {
                 board.count();
             }
@@ -192,29 +219,50 @@ fn send_until_over(board: &Board, name: usize) -> Sent {
 }
 
 /// One transaction, as far as the gateway lives.
-fn offer(mut stream: &TcpStream, line: &mut Reader<'_>, token: &str, size: usize) -> Fate {
-    let mut begin = || -> Option<()> {
+fn offer(
+    board: &Board,
+    mut stream: &TcpStream,
+    line: &mut Reader<'_>,
+    token: &str,
+    size: usize,
+) -> Fate {
+    let bytes = stuffed(&content(token, size));
+    let (most, end) = bytes.split_at(bytes.len() - 5);
+    let mut begin = || -> Result<(), Gone> {
         for (command, code) in [
             (format!("MAIL FROM:<{token}@example.com>\r\n"), "250"),
             ("RCPT TO:<b@example.org>\r\n".to_owned(), "250"),
             ("DATA\r\n".to_owned(), "354"),
         ] {
-            stream.write_all(command.as_bytes()).ok()?;
+            stream.write_all(command.as_bytes())?;
             line.expect(code)?;
         }
-        Some(())
+        stream.write_all(most)?;
+        Ok(stream.write_all(end)?)
     };
-    if begin().is_none() {
+    if begin().is_err() {
         return Fate::Unfinished;
     }
-    let bytes = stuffed(&content(token, size));
-    let (most, end) = bytes.split_at(bytes.len() - 5);
-    if stream.write_all(most).is_err() || stream.write_all(end).is_err() {
-        return Fate::Unfinished;
-    }
+    board.sent.pull();
     match line.expect("250") {
-        Some(()) => Fate::Accepted,
-        None => Fate::Unsure,
+        Ok(()) => Fate::Accepted,
+        Err(Gone::Dead) => Fate::Unsure,
+        Err(Gone::Closing) => Fate::Unfinished,
+    }
+}
+
+/// Why a reply did not come.
+#[derive(Debug)]
+enum Gone {
+    /// The connection ended.
+    Dead,
+    /// 421: the gateway sends everyone away.
+    Closing,
+}
+
+impl From<std::io::Error> for Gone {
+    fn from(_: std::io::Error) -> Self {
+        Self::Dead
     }
 }
 
@@ -229,103 +277,362 @@ impl<'a> Reader<'a> {
         Self { stream, bytes: Vec::new() }
     }
 
-    /// Reads a reply; none at the end of the connection. A whole reply of another code is a failure of the test.
+    /// Reads a reply. A whole reply of a code that is neither this nor 421 is a failure of the test.
     #[track_caller]
-    fn expect(&mut self, code: &str) -> Option<()> {
+    fn expect(&mut self, code: &str) -> Result<(), Gone> {
         loop {
             while let Some(end) = self.bytes.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.bytes.drain(..=end).collect();
                 let text = String::from_utf8_lossy(&line);
+                if text.starts_with("421 ") {
+                    return Err(Gone::Closing);
+                }
                 assert!(text.starts_with(code), "{code} expected, got {text}");
                 if line.get(3) != Some(&b'-') {
-                    return Some(());
+                    return Ok(());
                 }
             }
             let mut piece = [0; 1024];
             match self.stream.read(&mut piece) {
                 Ok(n) if n > 0 => self.bytes.extend_from_slice(&piece[..n]),
-                _ => return None,
+                _ => return Err(Gone::Dead),
             }
         }
     }
 }
 
-/// Messages in flight at once in the test below.
+/// Messages in flight at once in the tests below.
 const IN_FLIGHT: usize = 4;
+const CLIENTS: usize = 8;
+
+/// Whether each attempt leaves a mark on disk before its content ends, so that a start knows and says (the event
+/// `in_doubt`, with the id) what may have been taken before the process died.
+const ATTEMPTS_ARE_MARKED: bool = false;
+
+/// Eight clients that send to whatever gateway is there, and an upstream that takes its time, so that some attempts are
+/// under way at any moment.
+struct Load {
+    setup: Setup,
+    folder: TempDir,
+    sink: Sink,
+    /// Pulled by the sink when it has all of a message and has not answered.
+    taken: Arc<Trigger>,
+    board: Arc<Board>,
+    clients: Vec<JoinHandle<Sent>>,
+    /// How many messages the sink had taken at the end of each gateway.
+    ends: Vec<usize>,
+    /// The ids that any gateway has called in doubt.
+    in_doubt: BTreeSet<String>,
+}
+
+/// What became of all that was sent.
+struct Tally {
+    duplicates: usize,
+    accepted: usize,
+}
+
+impl Load {
+    fn new() -> Self {
+        let taken = Arc::new(Trigger::default());
+        let pulled = Arc::clone(&taken);
+        let sink = Sink::scripted(move |ask| {
+            if ask.is_content() {
+                pulled.pull();
+                std::thread::park_timeout(Duration::from_millis(10));
+            }
+            match ask.is("RCPT") && ask.mails.is_multiple_of(7) {
+                true => Answer::reply("450 4.2.1 later"),
+                false => Answer::Usual,
+            }
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let setup = Setup::to(sink.address)
+            .spool(&folder.path().join("spool"))
+            .set("throttle", &format!("concurrency = {IN_FLIGHT}"))
+            .set("log", "level = \"info\"");
+        let board = Arc::new(Board::default());
+        let client = |name| {
+            let board = Arc::clone(&board);
+            std::thread::spawn(move || send_until_over(&board, name))
+        };
+        let clients = (0..CLIENTS).map(client).collect();
+        let (ends, in_doubt) = (Vec::new(), BTreeSet::new());
+        Self { setup, folder, sink, taken, board, clients, ends, in_doubt }
+    }
+
+    fn spool(&self) -> PathBuf {
+        self.folder.path().join("spool")
+    }
+
+    /// Notes what a gateway left behind when it ended. Nothing of its attempts is under way after that.
+    fn note_end(&mut self, gateway: &Gateway) {
+        self.sink.wait_idle();
+        self.ends.push(self.sink.count());
+        let in_doubt = gateway.events().into_iter().filter(|event| event["event"] == "in_doubt");
+        self.in_doubt.extend(in_doubt.map(|event| event["id"].as_str().unwrap().to_owned()));
+    }
+
+    /// Ends the load, lets a last gateway deliver what is left, and says what became of it all: nothing that was
+    /// accepted is lost, nothing is changed, nothing is sent whose end never came, nothing twice by the same gateway.
+    #[track_caller]
+    fn finish(mut self, what: &str) -> Tally {
+        self.board.end();
+        let clients = std::mem::take(&mut self.clients);
+        let sent: Sent = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+        let mut gateway = self.setup.start();
+        gateway.wait_empty();
+        gateway.terminate();
+        assert!(gateway.wait_exit().success(), "{}", gateway.log_text());
+        self.note_end(&gateway);
+
+        let sizes = sent.iter().map(|(token, size, _)| (token.clone(), *size)).collect();
+        let copies = arrived(&self.sink, &sizes);
+        let of = |wanted| sent.iter().filter(move |(_, _, fate)| *fate == wanted);
+        let lost: Vec<_> =
+            of(Fate::Accepted).filter(|(token, _, _)| !copies.contains_key(token)).collect();
+        let phantoms: Vec<_> =
+            of(Fate::Unfinished).filter(|(token, _, _)| copies.contains_key(token)).collect();
+        let duplicates = copies.values().map(|copies| copies - 1).sum();
+        let accepted = of(Fate::Accepted).count();
+        println!(
+            "{what}, {CLIENTS} clients: {accepted} accepted, {} unsure, {} unfinished; lost {}, duplicates {duplicates}, never finished and yet sent {}",
+            of(Fate::Unsure).count(),
+            of(Fate::Unfinished).count(),
+            lost.len(),
+            phantoms.len()
+        );
+        assert!(lost.is_empty(), "accepted and lost: {lost:?}");
+        assert!(phantoms.is_empty(), "never finished, and sent: {phantoms:?}");
+        self.expect_duplicates_of_deaths_only();
+        let spool = self.spool();
+        assert_eq!(names(&spool.join("tmp")).len() + names(&spool.join("bodies")).len(), 0);
+        Tally { duplicates, accepted }
+    }
+
+    /// No gateway sends a message twice, and after each death no more is repeated than was in flight at the deaths so
+    /// far.
+    #[track_caller]
+    fn expect_duplicates_of_deaths_only(&self) {
+        let taken = self.sink.taken();
+        let mut before = BTreeSet::new();
+        let (mut from, mut repeated) = (0, 0);
+        for (deaths, to) in self.ends.iter().enumerate() {
+            let mut now = BTreeSet::new();
+            for taken in &taken[from..*to] {
+                let token = token(taken.original());
+                if before.contains(&token) {
+                    repeated += 1;
+                    if ATTEMPTS_ARE_MARKED {
+                        let id = taken.id();
+                        assert!(
+                            self.in_doubt.contains(&id),
+                            "{token} ({id}) came twice, in silence"
+                        );
+                    }
+                }
+                assert!(now.insert(token.clone()), "{token} came twice from one gateway");
+            }
+            assert!(repeated <= IN_FLIGHT * deaths, "{repeated} duplicates of {deaths} deaths");
+            before.extend(now);
+            from = *to;
+        }
+    }
+}
+
+/// When a gateway is killed.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// So many were accepted.
+    Accepted(usize),
+    /// A thread is about to make one of these system calls for the nth time, on this folder of the spool or on anything.
+    Before(&'static str, Option<&'static str>, usize),
+    /// A thread has made one of these system calls for the nth time, and has not done anything since.
+    After(&'static str, usize),
+    /// So many times a client has sent all of a message and has no reply.
+    Sent(usize),
+    /// So many times the upstream has all of a message and has not answered.
+    Taken(usize),
+}
+
+impl Moment {
+    /// The named points in turn, early or late as it happens.
+    fn named(n: usize, random: &mut fastrand::Rng) -> Self {
+        match n % 10 {
+            0 => Self::Before("fdatasync", None, random.usize(2..30)),
+            1 => Self::After("fdatasync", random.usize(2..30)),
+            // Half of them replies to clients, half of them commands to the upstream.
+            2 | 9 => Self::Before("sendto", None, random.usize(10..80)),
+            3 => Self::Before("?rename,?renameat,?renameat2", None, 1),
+            4 => Self::Before("pwrite64", None, random.usize(2..40)),
+            5 => Self::Before("fsync", Some("bodies"), 1),
+            6 => Self::Before("connect", None, 1),
+            7 => Self::Sent(random.usize(1..40)),
+            _ => Self::Taken(random.usize(1..40)),
+        }
+    }
+
+    fn needs_strace(self) -> bool {
+        matches!(self, Self::Before(..) | Self::After(..))
+    }
+
+    /// What to run the gateway under.
+    fn wrapper(self, spool: &Path, trace: &Path) -> Vec<String> {
+        let (calls, folder, inject) = match self {
+            Self::Before(calls, folder, nth) => {
+                (calls, folder, format!("inject={calls}:signal=SIGKILL:when={nth}"))
+            }
+            // Long enough for us to see it and to kill.
+            Self::After(calls, nth) => {
+                (calls, None, format!("inject={calls}:delay_exit=5000000:when={nth}"))
+            }
+            Self::Accepted(_) | Self::Sent(_) | Self::Taken(_) => return Vec::new(),
+        };
+        let trace = trace.to_str().unwrap();
+        // The gateway stays our own child.
+        let mut words = vec!["strace", "-f", "-D", "-y", "-o", trace];
+        let filter = format!("trace={calls}");
+        words.extend(["-e", &filter, "-e", &inject]);
+        let folder = folder.map(|folder| spool.join(folder));
+        if let Some(folder) = &folder {
+            words.extend(["-P", folder.to_str().unwrap()]);
+        }
+        words.into_iter().map(str::to_owned).collect()
+    }
+
+    /// Runs the gateway to its death under the load; what it was doing when it died.
+    #[track_caller]
+    fn kill(self, load: &mut Load) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let trace = folder.path().join("trace");
+        let wrapper = self.wrapper(&load.spool(), &trace);
+        let words: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+        let mut gateway = load.setup.clone().under(&words).spawn();
+        // It may die before it listens.
+        let address = eventually("the gateway to listen, or to die", || {
+            let event = gateway
+                .events()
+                .into_iter()
+                .find(|event| event["event"] == "listening" && event["protocol"] == "smtp");
+            let address = event.map(|event| event["address"].as_str().unwrap().parse().unwrap());
+            (address.is_some() || gateway.has_ended()).then_some(address)
+        });
+        if let Some(address) = address {
+            assert_eq!(names(&load.spool().join("tmp")).len(), 0, "left over from the one before");
+            load.board.open(address);
+        }
+        let text = || String::from_utf8_lossy(&fs::read(&trace).unwrap_or_default()).into_owned();
+        match self {
+            Self::Accepted(n) => {
+                load.board.wait(n);
+                gateway.signal("KILL");
+            }
+            Self::After(..) => {
+                eventually("the system call", || text().contains("(DELAYED)").then_some(()));
+                gateway.signal("KILL");
+            }
+            Self::Sent(n) => load.board.sent.arm(n, gateway.pid()),
+            Self::Taken(n) => load.taken.arm(n, gateway.pid()),
+            Self::Before(..) => {}
+        }
+        let status = gateway.wait_exit();
+        assert_eq!(status.signal(), Some(9), "{status}");
+        load.note_end(&gateway);
+        let text = text();
+        match self {
+            Self::Before(calls, ..) => format!("before {}", last_of(&text, calls)),
+            Self::After(calls, _) => format!("after {}", last_of(&text, calls)),
+            Self::Accepted(_) => "at random".to_owned(),
+            Self::Sent(_) => "all of a message sent, no reply".to_owned(),
+            Self::Taken(_) => "the upstream has all of a message, no answer".to_owned(),
+        }
+    }
+}
+
+/// The start of the last of these calls in a trace.
+#[track_caller]
+fn last_of(trace: &str, calls: &str) -> String {
+    let starts: Vec<_> = calls.split(',').map(|it| format!("{}(", it.trim_matches('?'))).collect();
+    let mut texts = trace.lines().filter_map(|line| Some(line.split_once(' ')?.1.trim_start()));
+    let last = texts.rfind(|text| starts.iter().any(|start| text.starts_with(start)));
+    let last = last.unwrap_or_else(|| panic!("no {calls} in the trace:\n{trace}"));
+    last.chars().take(120).collect()
+}
+
+/// Whether system calls can be traced here; if not, the test says so.
+#[track_caller]
+fn can_trace() -> bool {
+    if !need("strace") {
+        return false;
+    }
+    let probe = Command::new("strace").args(["-D", "-o", "/dev/null", "true"]).output().unwrap();
+    if !probe.status.success() {
+        skip("strace may not trace here");
+    }
+    probe.status.success()
+}
 
 #[test]
 fn kill_9_under_load_loses_nothing_and_repeats_no_more_than_was_in_flight() {
-    let kills = if std::env::var_os("SLOW_TESTS").is_some() { 50 } else { 10 };
-    let spool = tempfile::tempdir().unwrap();
-    let path = spool.path().join("spool");
-    let sink = Sink::scripted(|ask| {
-        if ask.is_content() {
-            // An upstream that takes its time, so that some attempts are under way at any moment.
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
-        match ask.is("RCPT") && ask.mails.is_multiple_of(7) {
-            true => Answer::reply("450 4.2.1 later"),
-            false => Answer::Usual,
-        }
-    });
-    let setup = Setup::to(sink.address)
-        .spool(&path)
-        .set("throttle", &format!("concurrency = {IN_FLIGHT}"))
-        .set("log", "level = \"info\"");
-    let board = Arc::new(Board::default());
-    let clients: Vec<_> = (0..4)
-        .map(|name| {
-            let board = Arc::clone(&board);
-            std::thread::spawn(move || send_until_over(&board, name))
-        })
-        .collect();
-
+    let (at_random, named) = if is_slow() { (23, 27) } else { (3, 9) };
+    let can_trace = can_trace();
+    let mut load = Load::new();
     let mut random = fastrand::Rng::with_seed(9);
-    let mut half_sent = Vec::new();
-    for kill in 0..kills {
-        let gateway = setup.start();
-        assert_eq!(names(&path.join("tmp")).len(), 0, "left over from the kill before");
-        let token = format!("half-{kill}");
-        let mut half = Client::hello(gateway.smtp());
-        half.command(&format!("MAIL FROM:<{token}@example.com>"), 250);
-        half.command("RCPT TO:<b@example.org>", 250);
-        half.command("DATA", 354);
-        half.send(content(&token, if kill % 2 == 0 { 1_200_000 } else { 9_000 }));
-        half_sent.push((token, half));
-        board.open(gateway.smtp());
-        board.wait(random.usize(3..40));
-        gateway.kill();
+    let mut moments: Vec<_> = (0..named).map(|n| Moment::named(n, &mut random)).collect();
+    moments.retain(|moment| can_trace || !moment.needs_strace());
+    moments.extend((0..at_random).map(|_| Moment::Accepted(random.usize(3..40))));
+    random.shuffle(&mut moments);
+    let deaths = moments.len();
+    for moment in moments {
+        let died = moment.kill(&mut load);
+        println!("{moment:?}: {died}");
     }
-    board.end();
-    let sent: Sent = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+    let tally = load.finish(&format!("{deaths} kills"));
+    assert!(tally.accepted >= deaths, "there was no load");
+}
 
-    let gateway = setup.start();
-    gateway.wait_empty();
-    gateway.stop();
-    let sizes = sent.iter().map(|(token, size, _)| (token.clone(), *size)).collect();
-    let copies = arrived(&sink, &sizes);
-    let lost: Vec<_> = sent
-        .iter()
-        .filter(|(token, _, fate)| *fate == Fate::Accepted && !copies.contains_key(token))
-        .collect();
-    let phantoms: Vec<_> = sent
-        .iter()
-        .filter(|(token, _, fate)| *fate == Fate::Unfinished && copies.contains_key(token))
-        .collect();
-    let of = |fate| sent.iter().filter(|(_, _, it)| *it == fate).count();
-    let duplicates: usize = copies.values().map(|copies| copies - 1).sum();
-    println!(
-        "{kills} kills, {} accepted, {} unsure, {} unfinished; lost {}, duplicates {duplicates}, never finished and yet sent {}",
-        of(Fate::Accepted),
-        of(Fate::Unsure),
-        of(Fate::Unfinished) + half_sent.len(),
-        lost.len(),
-        phantoms.len()
-    );
-    assert!(lost.is_empty(), "accepted and lost: {lost:?}");
-    assert!(phantoms.is_empty(), "never finished, and sent: {phantoms:?}");
-    assert!(duplicates <= IN_FLIGHT * kills, "{duplicates} duplicates of {kills} kills");
-    assert_eq!(names(&path.join("tmp")).len() + names(&path.join("bodies")).len(), 0);
+#[test]
+fn what_is_half_sent_at_a_kill_is_never_delivered() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().join("spool");
+    let sink = Sink::new();
+    let setup = Setup::to(sink.address).spool(&spool);
+    for size in [9_000, 1_200_000] {
+        let gateway = setup.start();
+        let mut client = Client::hello(gateway.smtp());
+        client.command("MAIL FROM:<a@example.com>", 250);
+        client.command("RCPT TO:<b@example.org>", 250);
+        client.command("DATA", 354);
+        client.send(content("half", size));
+        if size > 1_048_576 {
+            let tmp = spool.join("tmp");
+            eventually("the content to be on its way to disk", || names(&tmp).pop());
+        }
+        gateway.kill();
+        let gateway = setup.start();
+        assert_eq!(gateway.metric("mailsluice_queue_messages{state=\"queued\"}"), 0.0);
+        assert_eq!(names(&spool.join("tmp")).len() + names(&spool.join("bodies")).len(), 0);
+        gateway.stop();
+    }
+    assert_eq!(sink.count(), 0);
+}
+
+#[test]
+fn sigterm_under_load_loses_nothing_and_repeats_nothing() {
+    let stops = if is_slow() { 20 } else { 4 };
+    let mut load = Load::new();
+    let mut random = fastrand::Rng::with_seed(15);
+    for _ in 0..stops {
+        let mut gateway = load.setup.start();
+        load.board.open(gateway.smtp());
+        load.board.wait(random.usize(3..40));
+        gateway.terminate();
+        let status = gateway.wait_exit();
+        assert!(status.success(), "{status}:\n{}", gateway.log_text());
+        load.note_end(&gateway);
+    }
+    let tally = load.finish(&format!("{stops} SIGTERM"));
+    assert_eq!(tally.duplicates, 0);
+    assert!(tally.accepted >= stops, "there was no load");
 }
 
 // --- what the kernel saw
@@ -384,12 +691,8 @@ fn synced<'a>(calls: &'a [Call], name: &str, file: &str, after: usize) -> &'a Ca
 
 #[test]
 fn every_250_is_written_after_the_sync_that_covers_it() {
-    if !need("strace") {
+    if !can_trace() {
         return;
-    }
-    let probe = Command::new("strace").args(["-D", "-o", "/dev/null", "true"]).output().unwrap();
-    if !probe.status.success() {
-        return skip("strace may not trace here");
     }
     let folder = tempfile::tempdir().unwrap();
     let trace = folder.path().join("trace");
@@ -484,6 +787,79 @@ fn every_250_is_written_after_the_sync_that_covers_it() {
         }
     }
     println!("{} replies, each after its sync; {} events", replies.len(), calls.len());
+}
+
+#[test]
+fn a_hundred_clients_share_syncs_and_no_sync_is_needless() {
+    if !can_trace() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace");
+    let gateway = Setup::none("hold")
+        .set("log", "level = \"info\"")
+        .under(&[
+            "strace",
+            "-f",
+            "-D",
+            "-y",
+            "-s",
+            "2000000",
+            "-e",
+            "trace=fdatasync,pwrite64,?pwritev,?pwritev2,write",
+            // A slow disk, whatever the real one is: those that come meanwhile make the next batch.
+            "-e",
+            "inject=fdatasync:delay_enter=100000",
+            "-o",
+            trace.to_str().unwrap(),
+        ])
+        .start();
+    let address = gateway.smtp();
+    let ready = Arc::new(Barrier::new(100));
+    let clients: Vec<_> = (0..100)
+        .map(|name| {
+            let ready = Arc::clone(&ready);
+            std::thread::spawn(move || {
+                let mut client = Client::hello(address);
+                ready.wait();
+                let mail = |n| {
+                    let content = content(&format!("shared-{name}-{n}"), 600);
+                    client.mail("a@example.com", &["b@example.org"], content)
+                };
+                (0..4).map(mail).collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    let accepted: Vec<_> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+    gateway.kill();
+
+    let text = String::from_utf8_lossy(&fs::read(&trace).unwrap()).into_owned();
+    let calls = parse_trace(&text);
+    let of_log = |call: &&Call| call.file().ends_with(".seg");
+    let writes: Vec<_> = calls.iter().filter(of_log).filter(|call| !call.is("fdatasync")).collect();
+    // The record has the Received line, and that the id.
+    let written = |id: &String| {
+        let words = format!(" id {id};");
+        let write = writes.iter().find(|call| call.text.contains(&words));
+        write.unwrap_or_else(|| panic!("no record of {id} was written before its 250"))
+    };
+    let batches: Vec<(&str, usize)> =
+        accepted.iter().map(written).map(|call| (call.file(), call.ended)).collect();
+    let first = batches.iter().map(|(_, ended)| *ended).min().unwrap();
+    let syncs = calls.iter().filter(of_log);
+    let syncs: Vec<_> = syncs.filter(|call| call.is("fdatasync") && call.begun > first).collect();
+    let mut covered = 0;
+    let mut shares = Vec::new();
+    for sync in &syncs {
+        let is_covered = |batch: &&(&str, usize)| batch.0 == sync.file() && batch.1 < sync.begun;
+        let now = batches.iter().filter(is_covered).count();
+        shares.push(now - covered);
+        covered = now;
+    }
+    println!("{} messages by {} syncs, which cover {shares:?}", accepted.len(), syncs.len());
+    assert_eq!(covered, accepted.len(), "accepted, and not covered by a sync");
+    assert!(shares.iter().all(|share| *share > 0), "a sync without a message: {shares:?}");
+    assert!(accepted.len() >= 20 * syncs.len(), "fewer than 20 messages share a sync");
 }
 
 /// The side file that the record of `id` names. Each record's envelope is one JSON text, which starts with `at`.

@@ -7,13 +7,14 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::client::{Client, id, stuffed};
-use crate::support::eventually;
 use crate::support::gateway::{Gateway, Setup, get};
-use crate::support::sink::Sink;
+use crate::support::sink::{Answer, Sink};
+use crate::support::{eventually, is_slow};
 
 const REFUSED: &str = "mailsluice_messages_refused_total";
 const ACCEPTED: &str = "mailsluice_messages_accepted_total";
@@ -639,7 +640,7 @@ fn without_descriptors_it_waits_and_goes_on() {
 /// The rate is asked for after 30 s, so this is slow.
 #[test]
 fn content_below_the_minimum_rate_ends() {
-    if std::env::var_os("SLOW_TESTS").is_none() {
+    if !is_slow() {
         println!("skipped: SLOW_TESTS is not set");
         return;
     }
@@ -659,6 +660,46 @@ fn content_below_the_minimum_rate_ends() {
     assert!(reply.starts_with("421 4.4.2 "), "{reply}");
     assert!(began.elapsed() >= Duration::from_secs(29), "{:?}", began.elapsed());
     assert_eq!((gateway.metric(ACCEPTED), refused(&gateway, "unfinished")), (0.0, 1.0));
+}
+
+/// More than a gigabyte goes to disk, so this is slow.
+#[test]
+fn eight_clients_with_messages_of_34_mb_take_less_than_48_mib() {
+    if !is_slow() {
+        println!("skipped: SLOW_TESTS is not set");
+        return;
+    }
+    let sink = Sink::scripted(|ask| match ask.is_greeting() {
+        true => Answer::reply("421 4.3.2 closed"),
+        false => Answer::Usual,
+    });
+    let gateway = Setup::to(sink.address)
+        .set("limits", "message_size = \"40MB\"")
+        .set("log", "level = \"info\"")
+        .start();
+    let at_start = gateway.peak_memory_kb();
+    let address = gateway.smtp();
+    let mut content = b"Subject: large\r\n\r\n".to_vec();
+    content.extend(b"An ordinary line of text, as long as most are: 78......\r\n".repeat(600_000));
+    assert!((33_000_000..36_000_000).contains(&content.len()));
+    let content = Arc::new(content);
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let content = Arc::clone(&content);
+            std::thread::spawn(move || {
+                let mut client = Client::hello(address);
+                for _ in 0..5 {
+                    client.mail("a@example.com", &["b@example.org"], &*content);
+                }
+            })
+        })
+        .collect();
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    assert_eq!(gateway.metric(ACCEPTED), 40.0);
+    assert_eq!(sink.count(), 0);
+    let peak = gateway.peak_memory_kb();
+    println!("40 messages of 34 MB from 8 clients: {peak} kB at most, {at_start} kB at the start");
+    assert!(peak <= 48 * 1024, "{peak} kB");
 }
 
 #[test]

@@ -257,6 +257,11 @@ impl Gateway {
         lines.0.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
+    /// Whether its log has come to its end, as it does when the process dies.
+    pub fn has_ended(&self) -> bool {
+        self.log.lock().1
+    }
+
     /// The log as text.
     pub fn log_text(&self) -> String {
         self.log.lock().0.join("\n")

@@ -12,6 +12,11 @@ pub mod sink;
 /// Long enough for a slow machine; a test that passes never waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Whether the long forms of the tests are asked for.
+pub fn is_slow() -> bool {
+    std::env::var_os("SLOW_TESTS").is_some()
+}
+
 /// Asks until there is an answer, or fails after [`PATIENCE`] naming what it waited for.
 #[track_caller]
 pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use super::PATIENCE;
+use super::{PATIENCE, eventually};
 
 /// What the sink offers, where a test does not say.
 pub const EXTENSIONS: &[&str] =
@@ -155,6 +155,8 @@ struct State {
     more: Condvar,
     /// When each connection was opened.
     opened: Mutex<Vec<Instant>>,
+    /// Connections that have not ended.
+    serving: AtomicUsize,
     mails: AtomicUsize,
     ended: AtomicBool,
 }
@@ -191,6 +193,7 @@ impl Sink {
             lines: Mutex::default(),
             more: Condvar::new(),
             opened: Mutex::default(),
+            serving: AtomicUsize::new(0),
             mails: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
         });
@@ -202,8 +205,12 @@ impl Sink {
                 }
                 let Ok(stream) = stream else { continue };
                 let state = Arc::clone(&accepting);
-                // The end of a connection is part of the play.
-                std::thread::spawn(move || drop(state.serve(&stream)));
+                state.serving.fetch_add(1, Ordering::SeqCst);
+                std::thread::spawn(move || {
+                    // The end of a connection is part of the play.
+                    drop(state.serve(&stream));
+                    state.serving.fetch_sub(1, Ordering::SeqCst);
+                });
             }
         });
         Self { address, state }
@@ -211,6 +218,19 @@ impl Sink {
 
     pub fn taken(&self) -> Vec<Taken> {
         self.state.taken.lock().unwrap().clone()
+    }
+
+    /// How many messages were taken.
+    pub fn count(&self) -> usize {
+        self.state.taken.lock().unwrap().len()
+    }
+
+    /// Waits until no connection is open: nothing more is taken from who has gone.
+    #[track_caller]
+    pub fn wait_idle(&self) {
+        eventually("the sink's connections to end", || {
+            (self.state.serving.load(Ordering::SeqCst) == 0).then_some(())
+        });
     }
 
     pub fn lines(&self) -> Vec<String> {
