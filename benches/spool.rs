@@ -140,7 +140,7 @@ impl Floor {
 }
 
 async fn open(path: &Path) -> Arc<Log> {
-    let config = config::Spool { path: path.to_owned(), min_free: 0 };
+    let config = config::Spool { path: path.to_owned(), min_free: 0, keep_failed: Duration::MAX };
     Arc::new(Log::open(&config).await.expect("a spool").0)
 }
 

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::mem;
 use std::path::Path;
 
 use tracing::warn;
 
 use super::Failure;
 use super::disk::{self, Disk};
+use super::failed::Found;
 use super::index::Index;
 use super::log::{OpenError, Paths, Report};
 use super::segment::{self, Header};
@@ -25,10 +27,11 @@ pub(super) struct Recovered {
 pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenError> {
     let segments = list(disk, paths)?;
     let headers: Vec<_> = segments.iter().filter_map(|segment| segment.header).collect();
+    let failed = Found::new(names(disk, &paths.failed)?);
     let mut replay = Replay {
         disk,
         paths,
-        index: Index::default(),
+        index: Index::new(failed.cabinet()),
         report: Report::default(),
         key: headers.first().map(|header| header.key),
         expected: None,
@@ -53,6 +56,7 @@ pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenEr
         sync(disk, &paths.log)?;
     }
     replay.put_aside()?;
+    replay.sort_out_failed(&failed)?;
     replay.tidy_files()?;
     replay.report.messages = replay.index.len();
 
@@ -251,6 +255,29 @@ impl Replay<'_> {
             }
         }
         sync(disk, folder)
+    }
+
+    /// What lies in `failed/` and belongs to nothing is left over from a crash, or from a record that is damaged.
+    fn sort_out_failed(&mut self, found: &Found) -> Result<(), OpenError> {
+        let mut failed = mem::take(&mut self.index.failed);
+        let is_in_log = |id| self.index.get(id).is_some();
+        let (disk, paths, report) = (self.disk, self.paths, &mut self.report);
+        let (strays, marks) = failed.sort_out(found, is_in_log, disk, paths, report)?;
+        self.index.failed = failed;
+        marks.into_iter().for_each(|mark| self.index.release(Some(mark)));
+        for path in &strays {
+            match path.file_name().filter(|_| !self.damaged.is_empty()) {
+                None => self.remove_stray(path),
+                Some(name) => {
+                    let moved = disk.rename(path, &paths.damaged.join(name));
+                    moved.map_err(Failure::at(format!("putting aside {}", path.display())))?;
+                }
+            }
+        }
+        if !strays.is_empty() && !self.damaged.is_empty() {
+            sync(disk, &paths.damaged)?;
+        }
+        Ok(())
     }
 
     /// Side files that no message names are left over from a crash, or belong to a record that is damaged.
