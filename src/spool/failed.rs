@@ -163,9 +163,9 @@ impl Cabinet {
         }
     }
 
-    /// The writer refused the record. A crash might bring it to life until the writer has written something else; so
+    /// The record could not be written. A crash may bring it to life until the writer goes on in another segment, so
     /// the files stay until then.
-    fn refused(&mut self, id: SpoolId) {
+    pub(super) fn refused(&mut self, id: SpoolId) {
         if self.filing.take_if(|filing| *filing == id).is_some() {
             self.ending.entry(id).or_insert(Ending { mark: None, is_synced: false });
         }
@@ -317,8 +317,9 @@ impl Filer {
             if let Some(before) = self.expiry.check(clock::now(), clock::wall()) {
                 expire(&self.shared, before);
             }
-            let done = remove_ended(&self.shared).and_then(|()| self.file_all());
-            self.tell(done.err());
+            let removed = remove_ended(&self.shared);
+            let filed = self.file_all();
+            self.tell(removed.and(filed).err());
             deadline = [self.retry_at, self.expiry.next()].into_iter().flatten().min();
         }
     }
@@ -422,19 +423,27 @@ fn remove_ended(shared: &Shared) -> Result<(), Failure> {
     if ended.is_empty() {
         return Ok(());
     }
-    for id in &ended {
-        for path in [shared.paths.json(*id), shared.paths.eml(*id)] {
-            match shared.disk.remove(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                removed => {
-                    removed.map_err(Failure::at(format!("removing {}", path.display())))?;
-                }
-            }
+    let mut first_failure = None;
+    let mut removed = Vec::with_capacity(ended.len());
+    for id in ended {
+        match remove_files(shared, id) {
+            Ok(()) => removed.push(id),
+            Err(failure) => drop(first_failure.get_or_insert(failure)),
         }
     }
     sync_folder(shared)?;
     let mut index = lock(&shared.index);
-    ended.into_iter().for_each(|id| index.forget_files(id));
+    removed.into_iter().for_each(|id| index.forget_files(id));
+    first_failure.map_or(Ok(()), Err)
+}
+
+fn remove_files(shared: &Shared, id: SpoolId) -> Result<(), Failure> {
+    for path in [shared.paths.json(id), shared.paths.eml(id)] {
+        match shared.disk.remove(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            removed => removed.map_err(Failure::at(format!("removing {}", path.display())))?,
+        }
+    }
     Ok(())
 }
 
@@ -455,9 +464,13 @@ fn file(shared: &Shared, id: SpoolId) -> Result<(), Unfiled> {
     write_file(shared, &shared.paths.json(id), |file| file.write(&json).map_err(Into::into))?;
     match ask(shared, Record::filed(id, at, eml.len)) {
         Ok(()) => Ok(()),
-        Err(SpoolError::Unknown(_) | SpoolError::Closed) => Err(Unfiled::Spoiled),
-        Err(error) => {
+        Err(SpoolError::Unknown(_)) => Err(Unfiled::Spoiled),
+        Err(SpoolError::Closed) => {
+            // Or the writer has ended in the middle of it: a start sees what is there.
             lock(&shared.index).failed.refused(id);
+            Err(Unfiled::Spoiled)
+        }
+        Err(error) => {
             Err(Failure::at(format!("filing message {id}"))(io::Error::other(error)).into())
         }
     }

@@ -169,6 +169,10 @@ impl Record {
         matches!(self.change, Change::Progress { state: QueueState::Failed, .. })
     }
 
+    pub(super) fn is_filing(&self) -> bool {
+        matches!(self.change, Change::Filed { .. })
+    }
+
     /// Whether its length can be written down.
     pub(super) fn fits(&self) -> bool {
         u32::try_from(self.payload.len().saturating_add(self.content.len())).is_ok()

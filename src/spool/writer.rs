@@ -343,6 +343,8 @@ impl Writer {
 
     fn refuse(&self, batch: Vec<Request>) {
         for request in batch {
+            let filings = request.records.iter().filter(|record| record.is_filing());
+            filings.for_each(|record| lock(&self.shared.index).failed.refused(record.id));
             let error = self.trouble.as_ref().map(|trouble| trouble.failure.to_error());
             request.answer(Err(error.unwrap_or(SpoolError::Closed)));
         }

@@ -324,6 +324,7 @@ impl Run {
                 self.drive(together(all));
             }
             Step::Settle => {
+                self.log.as_ref().unwrap().shared.filer.wait_until_idle();
                 for _ in 0..50 {
                     let items = self.disk.state().items();
                     if !items.iter().any(|item| matches!(item, Item::Block(..))) {
@@ -802,6 +803,10 @@ fn all_steps() -> Vec<Step> {
         Step::Restart,
         one(lazily(vec![Change::Fail(7, 1)])),
         one(durably(vec![Change::Done(6), Change::Fail(8, 1)])),
+        Step::Settle,
+        // It is put again, and fails again.
+        one(lazily(vec![Change::Done(8), message(8, 60)])),
+        one(lazily(vec![Change::Fail(8, 4)])),
         one(lazily(vec![Change::Done(7)])),
         one(durably(vec![Change::Done(3), Change::Done(8), Change::Done(9)])),
         one(durably(vec![message(10, 10)])),
