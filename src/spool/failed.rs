@@ -645,38 +645,39 @@ fn read_sheet(id: SpoolId, json: &[u8]) -> Result<Read, String> {
     Ok(Read { envelope, progress, at: UnixMillis(sheet.failed), eml: sheet.eml })
 }
 
-impl Shared {
-    /// Reads a message that lies in files.
-    pub(super) fn read_filed(&self, id: SpoolId) -> Result<Stored, SpoolError> {
-        let missing =
-            |path: &Path| SpoolError::Damaged(id, format!("{} is missing", path.display()));
-        let path = self.paths.json(id);
-        let json = disk::read(&*self.disk, &path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => missing(&path),
-            _ => SpoolError::Io(format!("reading {}", path.display()), error),
-        })?;
-        let read = read_sheet(id, &json);
-        let read =
-            read.map_err(|what| SpoolError::Damaged(id, format!("{}: {what}", path.display())))?;
-        let path = self.paths.eml(id);
-        let opened = self.disk.open_body(&path).and_then(|open| Ok((open.metadata()?.len(), open)));
-        let (len, open) = opened.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => missing(&path),
-            _ => SpoolError::Io(format!("opening {}", path.display()), error),
-        })?;
-        let eml = read.eml;
-        if len != eml.len {
-            let what = format!("{} has {len} octets instead of {}", path.display(), eml.len);
-            return Err(SpoolError::Damaged(id, what));
-        }
-        let body = BodyFile {
-            file: Arc::new(open),
-            start: eml.prepend,
-            len: eml.len - eml.prepend,
-            crc32c: eml.content_crc,
-        };
-        Ok(Stored { envelope: read.envelope, progress: read.progress, body: Body::File(body) })
+/// Reads a message that lies in files.
+pub(super) fn read_filed(
+    disk: &dyn Disk,
+    paths: &Paths,
+    id: SpoolId,
+) -> Result<Stored, SpoolError> {
+    let missing = |path: &Path| SpoolError::Damaged(id, format!("{} is missing", path.display()));
+    let path = paths.json(id);
+    let json = disk::read(disk, &path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => missing(&path),
+        _ => SpoolError::Io(format!("reading {}", path.display()), error),
+    })?;
+    let read = read_sheet(id, &json);
+    let read =
+        read.map_err(|what| SpoolError::Damaged(id, format!("{}: {what}", path.display())))?;
+    let path = paths.eml(id);
+    let opened = disk.open_body(&path).and_then(|open| Ok((open.metadata()?.len(), open)));
+    let (len, open) = opened.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => missing(&path),
+        _ => SpoolError::Io(format!("opening {}", path.display()), error),
+    })?;
+    let eml = read.eml;
+    if len != eml.len {
+        let what = format!("{} has {len} octets instead of {}", path.display(), eml.len);
+        return Err(SpoolError::Damaged(id, what));
     }
+    let body = BodyFile {
+        file: Arc::new(open),
+        start: eml.prepend,
+        len: eml.len - eml.prepend,
+        crc32c: eml.content_crc,
+    };
+    Ok(Stored { envelope: read.envelope, progress: read.progress, body: Body::File(body) })
 }
 
 impl Log {
@@ -706,7 +707,7 @@ impl Log {
 impl Shared {
     fn read_filed_only(&self, id: SpoolId) -> Result<Stored, SpoolError> {
         match lock(&self.index).failed.contains(id) {
-            true => self.read_filed(id),
+            true => read_filed(&*self.disk, &self.paths, id),
             false => Err(SpoolError::Unknown(id)),
         }
     }

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::disk::{Disk, LockError, RealDisk};
-use super::failed::{Bell, Filer};
+use super::failed::{self, Bell, Filer};
 use super::index::{Entry, Index, Lies};
 use super::record::{self, Place, Record};
 use super::recover;
@@ -322,7 +322,7 @@ impl Shared {
         loop {
             let read = match &place {
                 Lies::Log(entry) => self.files().message(id, entry),
-                Lies::Files(_) => self.read_filed(id),
+                Lies::Files(_) => failed::read_filed(&*self.disk, &self.paths, id),
             };
             let error = match read {
                 Ok(stored) => return Ok(stored),

@@ -55,7 +55,12 @@ pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenEr
 pub(super) fn read(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenError> {
     let segments = list(disk, paths)?;
     let headers: Vec<_> = segments.iter().filter_map(|segment| segment.header).collect();
-    let failed = Found::new(names(disk, &paths.failed)?);
+    // A spool of an earlier version has no such folder until it is started.
+    let failed = match disk.names(&paths.failed) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        names => names.map_err(Failure::at(format!("reading {}", paths.failed.display())))?,
+    };
+    let failed = Found::new(failed);
     let mut replay = Replay {
         disk,
         paths,

@@ -30,7 +30,7 @@ const COPY: u64 = 128 * 1024;
 const LOOK: usize = 4_096;
 /// How long after a trouble the disk is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// Spares that are kept, the reserve among them.
+/// Spares that are kept, the reserve among them. None is made where there is no room for two segments.
 const SPARES: usize = 3;
 /// Octets of a reserve that are written at once.
 const PIECE: usize = 256 * 1024;
@@ -530,7 +530,7 @@ impl Writer {
     fn make_reserve(&mut self) {
         self.wrote_at = clock::now();
         let len = self.shared.geometry.reserve;
-        if !self.shared.space.has_room_for(len) {
+        if !self.shared.space.has_room_for(2 * self.shared.geometry.segment) {
             return;
         }
         let disk = &self.shared.disk;
@@ -629,6 +629,15 @@ impl Writer {
         if lock(&self.shared.index).failed.settle() {
             self.shared.filer.ring();
         }
+        // Where space is short, mail needs it more; the reserve stays.
+        if self.next.spares.len() > 1
+            && !self.shared.space.has_room_for(self.shared.geometry.segment)
+        {
+            for spare in self.next.spares.split_off(1) {
+                self.remove_file(spare.path);
+            }
+            self.count_spares();
+        }
         loop {
             // A done-mark may go only when what it ends is gone for good.
             if self.is_removed && self.shared.disk.sync_dir(&self.shared.paths.log).is_err() {
@@ -654,7 +663,7 @@ impl Writer {
             let geometry = self.shared.geometry;
             let is_spare = self.next.spares.len() < SPARES
                 && (geometry.idle..=geometry.segment + BATCH as u64).contains(&len)
-                && (self.next.spares.is_empty() || self.shared.space.has_room_for(0));
+                && self.shared.space.has_room_for(2 * geometry.segment);
             let spare = self.shared.paths.log.join(segment::spare(number));
             let removed = match is_spare {
                 true => self.shared.disk.rename(&path, &spare),

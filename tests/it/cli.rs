@@ -399,7 +399,7 @@ fn a_flipped_byte_in_a_segment_is_found_and_costs_only_its_message() {
     let output = filled.run(&["verify"]);
     assert_eq!(code(&output), 65);
     let text = out(&output);
-    assert!(text.starts_with("damaged: log/0000000000000001.seg: batch "), "{text}");
+    assert!(text.starts_with("damaged: log/0000000") && text.contains(".seg: batch "), "{text}");
     assert!(text.contains("cannot be read; octets "), "{text}");
     assert!(text.ends_with("1 damage\n"), "{text}");
     let output = filled.run(&["ls"]);

@@ -762,9 +762,11 @@ fn every_250_is_written_after_the_sync_that_covers_it() {
         assert!(sync.ended < reply.begun, "{id}: {reply:?} before the sync of its record");
 
         // The name of the segment.
-        let first = calls.iter().find(|call| call.is("pwrite64") && call.file() == segment);
-        let log = segment.rsplit_once('/').unwrap().0;
-        let named = synced(&calls, "fsync", log, first.unwrap().ended);
+        let (log, name) = segment.rsplit_once('/').unwrap();
+        let renamed = calls.iter().find(|call| {
+            call.text.starts_with("rename") && call.text.contains(name) && call.result() == "0"
+        });
+        let named = synced(&calls, "fsync", log, renamed.unwrap().ended);
         assert!(named.ended < reply.begun, "{id}: 250 before the name of its segment was synced");
         assert!(named.ended < record.begun);
 
