@@ -333,5 +333,5 @@ async fn a_done_mark_stays_as_long_as_the_files() {
     assert_eq!(ids(&log), []);
     until(|| files(&dir, FOLDER).is_empty()).await;
     durable(&log, vec![put(100, b"x")]).await;
-    until(|| files(&dir, "log").len() == 1).await;
+    until(|| segments(&dir).len() == 1).await;
 }
