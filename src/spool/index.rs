@@ -163,8 +163,8 @@ impl Index {
         (segment.live == 0 && !segment.keep).then_some(*number)
     }
 
-    /// The oldest segment, if it is but the rest of its time that keeps it: less than half of it lives, or the log is
-    /// longer than twice what lives. What lives in it is to be written again. Never while the log has no more than `few` segments.
+    /// The oldest segment, if what lives in it is to be written again: less than half of it lives, or the log is longer
+    /// than twice what lives. Never while the log has no more than `few` segments.
     pub(super) fn oldest_to_copy(&self, few: usize) -> Option<u64> {
         let (number, oldest) = self.segments.first_key_value()?;
         if self.segments.len() <= few || oldest.keep {
