@@ -271,7 +271,13 @@ async fn attempt<S: Spool>(
             return Ended::Held;
         }
         // No descriptor, no memory, a disk that is away: nothing that the message could help, and it may pass.
-        Err(error @ (SpoolError::Io(..) | SpoolError::Full | SpoolError::Closed)) => {
+        Err(
+            error @ (SpoolError::Io(..)
+            | SpoolError::Full
+            | SpoolError::Closed
+            | SpoolError::Refused(..)
+            | SpoolError::Unfit(..)),
+        ) => {
             let now = clock::now();
             shared.gate().unclear(pass, now);
             error!(event = "deferred", %id, %error, "message {id} cannot be read back now: {error}; trying again");
@@ -573,7 +579,10 @@ impl<'a, S: Spool> Round<'a, S> {
     async fn write(&self, op: impl Fn() -> Op + Send + Sync, durability: Durability) {
         loop {
             match self.shared.spool.apply(vec![op()], durability).await {
-                Ok(()) | Err(SpoolError::Closed | SpoolError::Unknown(_)) => return,
+                Ok(())
+                | Err(SpoolError::Closed | SpoolError::Unknown(_) | SpoolError::Refused(..)) => {
+                    return;
+                }
                 Err(error) => {
                     let id = self.id();
                     error!(%id, %error, "the outcome of message {id} cannot be written: {error}; trying again");

@@ -55,6 +55,7 @@ pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenEr
     replay.put_aside()?;
     replay.tidy_files()?;
     replay.report.messages = replay.index.len();
+    replay.report.in_doubt = replay.index.doubt_open_attempts();
 
     let void_from = replay.expected.unwrap_or(1);
     let next = Next {

@@ -389,6 +389,7 @@ async fn a_message_comes_back_to_the_octet_after_a_restart() {
             RcptStatus::Delivered(Receipt { words: words("250 ok \u{2028}".as_bytes()) }),
             RcptStatus::Failed(Cause { words: words(b"550 \xc3"), ..cause }),
         ],
+        sending: vec![0, 1],
     };
     let content = b"Subject: x\r\n\r\n\x00\xff\r\n".to_vec();
     let (log, report) = open(&dir).await;
@@ -477,6 +478,149 @@ async fn operations_on_what_is_not_there_change_nothing() {
     assert_eq!(body(&log, 1).await, b"one");
     drop(log);
     assert_eq!(ids(&open(&dir).await.0), [1]);
+}
+
+fn attempt(n: u128, attempts: u16, sending: &[u32]) -> Op {
+    Op::Attempt {
+        id: id(n),
+        progress: Progress { sending: sending.to_vec(), ..progress(attempts) },
+    }
+}
+
+fn note(key: &str, bytes: &[u8]) -> Op {
+    Op::Note { key: key.into(), bytes: bytes.to_vec() }
+}
+
+#[tokio::test]
+async fn an_attempt_that_is_open_at_a_start_is_in_doubt_until_its_outcome_is_written() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir).await;
+    let in_doubt = |log: &Log| {
+        let heads = log.heads(None, usize::MAX).into_iter().filter(|head| head.in_doubt);
+        heads.map(|head| head.id.as_u128()).collect::<Vec<_>>()
+    };
+    durable(&log, (1..=9).map(|n| put(n, b"hello")).collect()).await;
+    durable(&log, (1..=8).map(|n| attempt(n, 1, &[1])).collect()).await;
+    assert_eq!(in_doubt(&log), [0; 0], "who began them is alive");
+    durable(&log, vec![update(1, 2)]).await;
+    log.apply(vec![attempt(9, 1, &[0, 1])], Durability::Lazy).await.unwrap();
+    drop(log);
+    let (log, report) = open(&dir).await;
+    assert_eq!((report.messages, report.in_doubt), (9, 8));
+    assert_eq!(in_doubt(&log), [2, 3, 4, 5, 6, 7, 8, 9]);
+    assert_eq!(log.open(id(9)).await.unwrap().progress.sending, [0, 1]);
+    durable(&log, vec![attempt(2, 2, &[1])]).await;
+    assert_eq!(in_doubt(&log)[0], 2, "another attempt settles nothing");
+    let (hold, fail) = ([3, 4, 5], [6]);
+    durable(&log, hold.map(|n| Op::Hold { id: id(n), progress: progress(2) }).into()).await;
+    durable(&log, fail.map(|n| Op::Fail { id: id(n), progress: progress(2) }).into()).await;
+    durable(&log, vec![update(2, 3), done(7), Op::Delete { id: id(8) }]).await;
+    assert_eq!(in_doubt(&log), [9]);
+    let stored = log.open(id(2)).await.unwrap();
+    assert_eq!(stored.progress, progress(3));
+    drop(log);
+    let (log, report) = open(&dir).await;
+    assert_eq!((report.messages, report.in_doubt), (7, 1));
+    assert_eq!(in_doubt(&log), [9]);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_the_state_of_a_message_is_refused_and_changes_nothing() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir).await;
+    let held = |n| Op::Hold { id: id(n), progress: progress(1) };
+    let failed = |n| Op::Fail { id: id(n), progress: progress(1) };
+    let requeue = |n| Op::Requeue { id: id(n), progress: progress(2) };
+    let release = |n| Op::Release { id: id(n), progress: progress(3) };
+    durable(&log, (1..=5).map(|n| put(n, b"hello")).collect()).await;
+    durable(&log, vec![held(2), held(3), failed(4), failed(5)]).await;
+    for ops in [
+        vec![requeue(1)],
+        vec![release(1)],
+        vec![release(4)],
+        vec![attempt(2, 9, &[0])],
+        vec![attempt(4, 9, &[0])],
+        vec![release(2), release(2)],
+        vec![requeue(2), requeue(2)],
+        vec![held(1), attempt(1, 9, &[0])],
+    ] {
+        let text = format!("{ops:?}");
+        let refused = log.apply(ops, Durability::Durable).await;
+        assert!(matches!(refused, Err(SpoolError::Refused(..))), "{text}: {refused:?}");
+    }
+    for ops in [vec![requeue(9)], vec![release(9)], vec![Op::Delete { id: id(9) }]] {
+        let refused = log.apply(ops, Durability::Durable).await;
+        assert!(matches!(refused, Err(SpoolError::Unknown(_))), "{refused:?}");
+    }
+    let states = |log: &Log| {
+        let heads = log.heads(None, usize::MAX).into_iter();
+        heads.map(|head| (head.id.as_u128(), head.state, head.attempts)).collect::<Vec<_>>()
+    };
+    use QueueState::{Failed, Held, Queued};
+    let before = [(1, Queued, 0), (2, Held, 1), (3, Held, 1), (4, Failed, 1), (5, Failed, 1)];
+    assert_eq!(states(&log), before);
+    durable(&log, vec![requeue(2), release(3), requeue(4), Op::Delete { id: id(5) }]).await;
+    durable(&log, vec![held(1), release(1), attempt(1, 4, &[0]), update(1, 5)]).await;
+    let after = [(1, Queued, 5), (2, Queued, 2), (3, Queued, 3), (4, Queued, 2)];
+    assert_eq!(states(&log), after);
+    drop(log);
+    assert_eq!(states(&open(&dir).await.0), after);
+}
+
+#[tokio::test]
+async fn the_last_value_of_a_note_is_there_until_it_is_taken_away() {
+    let dir = TempDir::new().unwrap();
+    let disk = TestDisk::new();
+    let (log, _) = open_on(&disk, &dir).await;
+    let largest = vec![0xff; 64 * 1024];
+    let longest = "a-z/0_9.@+".repeat(6) + "abcd";
+    assert_eq!(log.note("budget/a@example.com"), None);
+    durable(&log, vec![note("budget/a@example.com", b"1"), note("x", b"x")]).await;
+    durable(&log, vec![note("budget/a@example.com", b"2"), note(&longest, &largest)]).await;
+    log.apply(vec![note("budget/a@example.com", b"3")], Durability::Lazy).await.unwrap();
+    durable(&log, vec![note("x", b""), note("never", b"")]).await;
+    log.apply(vec![note("lazy", b"yes")], Durability::Lazy).await.unwrap();
+    // What was written lazily is written again in the next segment.
+    disk.fail_next_syncs(1, EIO);
+    log.apply(vec![put(1, b"one")], Durability::Durable).await.unwrap_err();
+    disk.heal();
+    until(|| log.health().trouble.is_none()).await;
+    let check = |log: &Log| {
+        assert_eq!(log.note("budget/a@example.com").unwrap(), b"3");
+        assert_eq!(log.note("lazy").unwrap(), b"yes");
+        assert_eq!(log.note(&longest).unwrap(), largest);
+        assert_eq!((log.note("x"), log.note("never")), (None, None));
+        assert_eq!(ids(log), [0; 0]);
+    };
+    check(&log);
+    check(&open(&snapshot(&dir)).await.0);
+    drop(log);
+    let (log, report) = open(&dir).await;
+    assert_eq!(report, Report::default());
+    check(&log);
+}
+
+#[tokio::test]
+async fn a_note_out_of_bounds_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir).await;
+    let unfit = async |ops: Vec<Op>| {
+        let refused = log.apply(ops, Durability::Lazy).await;
+        assert!(matches!(refused, Err(SpoolError::Unfit(..))), "{refused:?}");
+    };
+    for key in ["", "A", "a b", "\u{e4}", "a:b", &"k".repeat(65)] {
+        unfit(vec![put(1, b"one"), note(key, b"x")]).await;
+    }
+    unfit(vec![note("k", &[0; 64 * 1024 + 1])]).await;
+    let many = (0..4_096).map(|n| note(&format!("n{n}"), b"x"));
+    unfit(many.clone().chain([note("one-more", b"x")]).collect()).await;
+    durable(&log, many.collect()).await;
+    unfit(vec![put(1, b"one"), note("one-more", b"x")]).await;
+    unfit(vec![note("n7", b"y"), note("one-more", b"x")]).await;
+    durable(&log, vec![note("n7", b"y"), note("n8", b""), note("one-more", b"x")]).await;
+    assert_eq!(log.note("n7").unwrap(), b"y");
+    assert_eq!(log.note("n8"), None);
+    assert_eq!(ids(&log), [0; 0]);
 }
 
 #[tokio::test]

@@ -723,6 +723,7 @@ impl Message {
             size: self.body.len() as u64,
             pending: 2,
             attempts: self.attempts.unwrap_or(0),
+            in_doubt: false,
         }
     }
 
