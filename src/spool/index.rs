@@ -1,30 +1,64 @@
 //! What memory keeps of the spool: a head and the places on disk for each message, and what lives in each segment.
+//!
+//! A million small messages are to cost little: an entry is 48 octets beside its id, kept in an [`OrderedMap`]. The
+//! number of a segment is told by a *slot*, and what few messages have, a side file, stands apart.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::num::NonZeroU32;
 
-use super::record::{self, Change, Place, Step};
+use super::record::{self, ALIGN, Change, Place, Step};
 use super::side_file::FileRef;
-use crate::envelope::{Head, QueueState, SpoolId};
+use crate::envelope::{Head, QueueState, SpoolId, UnixMillis};
+use crate::ordered::OrderedMap;
 
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    entries: BTreeMap<SpoolId, Entry>,
+    entries: OrderedMap<SpoolId, Packed>,
     pub(super) segments: BTreeMap<u64, Segment>,
+    slots: Slots,
+    files: BTreeMap<SpoolId, FileRef>,
     /// Octets of the side files.
-    files: u64,
+    in_files: u64,
     notes: BTreeMap<Box<str>, Note>,
 }
 
+/// What is known of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
-    pub(super) head: Head,
     pub(super) put: Place,
     /// The last record with a progress; none for a message that was never tried.
     pub(super) progress: Option<Place>,
-    pub(super) file: Option<FileRef>,
-    /// The last record is the mark of an attempt.
-    is_attempted: bool,
+}
+
+/// [`Entry`] and head, as they are kept.
+#[derive(Debug)]
+struct Packed {
+    due: UnixMillis,
+    size: u64,
+    put: PackedPlace,
+    progress: Option<PackedPlace>,
+    pending: u32,
+    attempts: u16,
+    state: QueueState,
+    attempt: Attempt,
+}
+
+/// Whether the message has an attempt of which no outcome was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempt {
+    None,
+    Open,
+    /// A former run began it.
+    InDoubt,
+}
+
+/// A [`Place`] in 12 octets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct PackedPlace {
+    slot: NonZeroU32,
+    /// In multiples of [`ALIGN`], so that it reaches to 64 GiB: no batch comes near.
+    offset: u32,
+    len: u32,
 }
 
 #[derive(Debug)]
@@ -42,15 +76,69 @@ pub(super) struct Segment {
     pub(super) live_octets: u64,
     /// Not to be removed: damage in it could not be put aside.
     pub(super) keep: bool,
+    /// What packed places call it; it has one while something lives in it.
+    slot: Option<NonZeroU32>,
+}
+
+/// The numbers of segments by slot, counted from 1.
+#[derive(Debug, Default)]
+struct Slots {
+    numbers: Vec<u64>,
+    free: Vec<NonZeroU32>,
+}
+
+impl Slots {
+    fn take(&mut self, number: u64) -> NonZeroU32 {
+        if let Some(slot) = self.free.pop() {
+            if let Some(at) = self.numbers.get_mut(Self::at(slot)) {
+                *at = number;
+            }
+            return slot;
+        }
+        self.numbers.push(number);
+        let slot = u32::try_from(self.numbers.len()).ok().and_then(NonZeroU32::new);
+        slot.expect("there are fewer segments than 2^32")
+    }
+
+    fn at(slot: NonZeroU32) -> usize {
+        slot.get() as usize - 1
+    }
+
+    /// The number of the segment in `slot`.
+    fn number(&self, slot: NonZeroU32) -> u64 {
+        self.numbers.get(Self::at(slot)).copied().unwrap_or_default()
+    }
+
+    fn unpack(&self, place: PackedPlace) -> Place {
+        let offset = u64::from(place.offset) * ALIGN as u64;
+        Place { segment: self.number(place.slot), offset, len: place.len }
+    }
+}
+
+impl Packed {
+    fn head(&self, id: SpoolId) -> Head {
+        Head {
+            id,
+            state: self.state,
+            due: self.due,
+            size: self.size,
+            pending: self.pending,
+            attempts: self.attempts,
+            in_doubt: self.attempt == Attempt::InDoubt,
+        }
+    }
 }
 
 impl Index {
-    pub(super) fn get(&self, id: SpoolId) -> Option<&Entry> {
-        self.entries.get(&id)
+    pub(super) fn get(&self, id: SpoolId) -> Option<Entry> {
+        let entry = self.entries.get(&id)?;
+        let progress = entry.progress.map(|place| self.unpack(place));
+        Some(Entry { put: self.unpack(entry.put), progress })
     }
 
-    pub(super) fn entries(&self) -> impl Iterator<Item = (&SpoolId, &Entry)> {
-        self.entries.iter()
+    /// The side files of messages.
+    pub(super) fn files(&self) -> impl Iterator<Item = (&SpoolId, &FileRef)> {
+        self.files.iter()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -58,19 +146,17 @@ impl Index {
     }
 
     pub(super) fn heads(&self, after: Option<SpoolId>, n: usize) -> Vec<Head> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let range = self.entries.range((from, Bound::Unbounded));
-        range.take(n).map(|(_, entry)| entry.head).collect()
+        self.entries.iter_after(after).take(n).map(|(id, entry)| entry.head(*id)).collect()
     }
 
     /// Octets on disk.
     pub(super) fn used(&self) -> u64 {
-        self.files + self.segments.values().map(|segment| segment.len).sum::<u64>()
+        self.in_files + self.segments.values().map(|segment| segment.len).sum::<u64>()
     }
 
     /// Where a message is; none when it is not here.
     pub(super) fn state(&self, id: SpoolId) -> Option<QueueState> {
-        self.entries.get(&id).map(|entry| entry.head.state)
+        self.entries.get(&id).map(|entry| entry.state)
     }
 
     pub(super) fn note(&self, key: &str) -> Option<&[u8]> {
@@ -85,8 +171,14 @@ impl Index {
     /// At the end of a replay: who began the attempts that are open now is dead. Returns how many messages that leaves
     /// in doubt.
     pub(super) fn doubt_open_attempts(&mut self) -> usize {
-        let open = self.entries.values_mut().filter(|entry| entry.is_attempted);
-        open.map(|entry| entry.head.in_doubt = true).count()
+        let mut n = 0;
+        self.entries.for_each_mut(|entry| {
+            if entry.attempt == Attempt::Open {
+                entry.attempt = Attempt::InDoubt;
+                n += 1;
+            }
+        });
+        n
     }
 
     /// Takes over a record that stands at `place`. What names a message that is not here changes nothing. Returns the
@@ -95,23 +187,38 @@ impl Index {
         match change {
             Change::Put { head, file } => {
                 let gone = self.remove(id);
-                self.files += file.as_ref().map_or(0, |file| file.len);
-                self.need(place);
-                let (head, file) = (*head, file.clone());
-                let entry = Entry { head, put: place, progress: None, file, is_attempted: false };
+                if let Some(file) = file {
+                    self.in_files += file.len;
+                    self.files.insert(id, file.clone());
+                }
+                let Head { id: _, state, due, size, pending, attempts, in_doubt: _ } = *head;
+                let (put, attempt) = (self.need(place), Attempt::None);
+                let entry =
+                    Packed { due, size, put, progress: None, pending, attempts, state, attempt };
                 self.entries.insert(id, entry);
                 gone
             }
             Change::Progress { step, due, pending, attempts } => {
+                if !self.entries.contains_key(&id) {
+                    return None;
+                }
+                let place = self.need(place);
                 let entry = self.entries.get_mut(&id)?;
-                let (state, due, pending, attempts) = (step.state(), *due, *pending, *attempts);
-                entry.is_attempted = *step == Step::Attempt;
-                // A new attempt settles nothing about the one before.
-                let in_doubt = entry.head.in_doubt && entry.is_attempted;
-                entry.head = Head { state, due, pending, attempts, in_doubt, ..entry.head };
                 let old = entry.progress.replace(place);
-                self.need(place);
-                self.release(old);
+                entry.state = step.state();
+                entry.due = *due;
+                entry.pending = *pending;
+                entry.attempts = *attempts;
+                entry.attempt = match (step, entry.attempt) {
+                    // A new attempt settles nothing about the one before.
+                    (Step::Attempt, Attempt::InDoubt) => Attempt::InDoubt,
+                    (Step::Attempt, Attempt::None | Attempt::Open) => Attempt::Open,
+                    (
+                        Step::Update | Step::Hold | Step::Fail | Step::Requeue | Step::Release,
+                        Attempt::None | Attempt::Open | Attempt::InDoubt,
+                    ) => Attempt::None,
+                };
+                self.release_packed(old);
                 None
             }
             Change::Done => self.remove(id),
@@ -132,7 +239,7 @@ impl Index {
     /// Whether the record of `id` at `place` is one of those that a message is read back from.
     #[allow(dead_code, reason = "asked when live records are copied out of old segments")]
     pub(super) fn is_needed(&self, id: SpoolId, place: Place) -> bool {
-        let entry = self.entries.get(&id);
+        let entry = self.get(id);
         entry.is_some_and(|entry| entry.put == place || entry.progress == Some(place))
     }
 
@@ -144,16 +251,19 @@ impl Index {
 
     /// The record of `id` at `from` was written again at `to`.
     pub(super) fn moved(&mut self, id: SpoolId, from: Place, to: Place) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        if entry.put == from {
-            entry.put = to;
-        } else if entry.progress == Some(from) {
-            entry.progress = Some(to);
-        } else {
+        if !self.is_needed(id, from) {
             return;
         }
-        self.need(to);
-        self.release(Some(from));
+        let to = self.need(to);
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let old = match self.slots.unpack(entry.put) == from {
+            true => std::mem::replace(&mut entry.put, to),
+            false => match entry.progress.replace(to) {
+                Some(old) => old,
+                None => return,
+            },
+        };
+        self.release_packed(Some(old));
     }
 
     /// The record of the note `key` at `from` was written again at `to`.
@@ -172,16 +282,29 @@ impl Index {
 
     fn remove(&mut self, id: SpoolId) -> Option<FileRef> {
         let entry = self.entries.remove(&id)?;
-        self.release(Some(entry.put));
-        self.release(entry.progress);
-        self.files -= entry.file.as_ref().map_or(0, |file| file.len);
-        entry.file
+        self.release_packed(Some(entry.put));
+        self.release_packed(entry.progress);
+        let file = self.files.remove(&id)?;
+        self.in_files = self.in_files.saturating_sub(file.len);
+        Some(file)
     }
 
-    fn need(&mut self, place: Place) {
+    fn unpack(&self, place: PackedPlace) -> Place {
+        self.slots.unpack(place)
+    }
+
+    /// Counts the record at `place`.
+    fn need(&mut self, place: Place) -> PackedPlace {
         let segment = self.segments.entry(place.segment).or_default();
         segment.live += 1;
         segment.live_octets += record::octets(place);
+        let slot = *segment.slot.get_or_insert_with(|| self.slots.take(place.segment));
+        let offset = u32::try_from(place.offset / ALIGN as u64).unwrap_or(u32::MAX);
+        PackedPlace { slot, offset, len: place.len }
+    }
+
+    fn release_packed(&mut self, place: Option<PackedPlace>) {
+        self.release(place.map(|place| self.unpack(place)));
     }
 
     fn release(&mut self, place: Option<Place>) {
@@ -189,6 +312,9 @@ impl Index {
         if let Some(segment) = self.segments.get_mut(&place.segment) {
             segment.live = segment.live.saturating_sub(1);
             segment.live_octets = segment.live_octets.saturating_sub(record::octets(place));
+            if segment.live == 0 {
+                self.slots.free.extend(segment.slot.take());
+            }
         }
     }
 }
@@ -220,6 +346,36 @@ mod tests {
     fn live(index: &Index) -> Vec<(u64, u64, u64)> {
         let segments = index.segments.iter();
         segments.map(|(number, of)| (*number, of.live, of.live_octets)).collect()
+    }
+
+    #[test]
+    fn a_million_small_messages_cost_less_than_100_octets_each() {
+        assert_eq!(size_of::<PackedPlace>(), 12);
+        assert_eq!(size_of::<Packed>(), 48);
+        assert_eq!(size_of::<(SpoolId, Packed)>(), 64);
+    }
+
+    #[test]
+    fn a_slot_is_used_again_when_nothing_lives_in_its_segment() {
+        let id = SpoolId::from_u128;
+        let mut index = Index::default();
+        for n in 1..=1_000_u64 {
+            let (number, key) = (n << 32 | 5, id(n.into()));
+            index.change(key, &put(key), place(number, 64 * n, 1));
+            index.change(key, &update(1), place(number, 64 * n + 16, 2));
+            let entry = index.get(key).unwrap();
+            assert_eq!(entry.put, place(number, 64 * n, 1));
+            assert_eq!(entry.progress, Some(place(number, 64 * n + 16, 2)));
+            if n > 3 {
+                let old = id((n - 3).into());
+                index.change(old, &Change::Done, place(number, 0, 0));
+                let unneeded = index.oldest_unneeded().unwrap();
+                index.segments.remove(&unneeded);
+            }
+        }
+        assert_eq!(index.slots.numbers.len(), 4);
+        let last = [998, 999, 1_000].map(|n: u64| index.get(id(n.into())).unwrap().put.segment);
+        assert_eq!(last, [998 << 32 | 5, 999 << 32 | 5, 1_000 << 32 | 5]);
     }
 
     #[test]

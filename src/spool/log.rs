@@ -308,13 +308,13 @@ impl Shared {
     /// Reads a message. If its entry changed meanwhile (it was done, or written elsewhere), what was read may be no
     /// more, so only an error about an entry that still stands is one.
     fn read(&self, id: SpoolId) -> Result<Stored, SpoolError> {
-        let mut entry = lock(&self.index).get(id).cloned().ok_or(SpoolError::Unknown(id))?;
+        let mut entry = lock(&self.index).get(id).ok_or(SpoolError::Unknown(id))?;
         loop {
             let error = match self.read_entry(id, &entry) {
                 Ok(stored) => return Ok(stored),
                 Err(error) => error,
             };
-            let now = lock(&self.index).get(id).cloned().ok_or(SpoolError::Unknown(id))?;
+            let now = lock(&self.index).get(id).ok_or(SpoolError::Unknown(id))?;
             if now == entry {
                 return Err(error);
             }

@@ -258,8 +258,7 @@ impl Replay<'_> {
     fn tidy_files(&mut self) -> Result<(), OpenError> {
         let disk = self.disk;
         let mut stray: BTreeSet<String> = names(disk, &self.paths.bodies)?.into_iter().collect();
-        for (id, entry) in self.index.entries() {
-            let Some(file) = &entry.file else { continue };
+        for (id, file) in self.index.files() {
             let path = self.paths.bodies.join(&*file.name);
             let is_there = stray.remove(&*file.name);
             let len = if is_there {
