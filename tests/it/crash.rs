@@ -11,7 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use mailsluice::config;
+use mailsluice::envelope::QueueState;
+use mailsluice::spool::Spool as _;
+use mailsluice::spool::log::Log;
 use rustix::fs::statvfs;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::client::{Client, stuffed};
@@ -250,6 +255,25 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// The tokens of the messages that wait for an operator in a spool that nobody has.
+fn held(spool: &Path) -> BTreeSet<String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let config = config::Spool { path: spool.to_owned(), min_free: 0 };
+        let (log, _) = Log::open(&config).await.unwrap();
+        let mut tokens = BTreeSet::new();
+        for head in log.heads(None, usize::MAX) {
+            assert_eq!(head.state, QueueState::Held);
+            let stored = log.open(head.id).await.unwrap();
+            let mut reader = stored.body.reader();
+            let start = reader.chunk().await.unwrap().unwrap();
+            tokens.insert(token(&start));
+        }
+        log.close().await;
+        tokens
+    })
+}
+
 /// Messages in flight at once in the test below.
 const IN_FLIGHT: usize = 4;
 
@@ -282,6 +306,15 @@ fn kill_9_under_load_loses_nothing_and_repeats_no_more_than_was_in_flight() {
 
     let mut random = fastrand::Rng::with_seed(9);
     let mut half_sent = Vec::new();
+    let mut in_doubt = 0;
+    let count_doubts = |events: &[Value]| {
+        let is_doubt = |event: &&Value| {
+            event["event"] == "in_doubt"
+                || event["event"] == "held"
+                    && event["message"].as_str().unwrap().contains("taken twice")
+        };
+        events.iter().filter(is_doubt).count()
+    };
     for kill in 0..kills {
         let gateway = setup.start();
         assert_eq!(names(&path.join("tmp")).len(), 0, "left over from the kill before");
@@ -294,19 +327,25 @@ fn kill_9_under_load_loses_nothing_and_repeats_no_more_than_was_in_flight() {
         half_sent.push((token, half));
         board.open(gateway.smtp());
         board.wait(random.usize(3..40));
-        gateway.kill();
+        in_doubt += count_doubts(&gateway.kill_and_read());
     }
     board.end();
     let sent: Sent = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
 
     let gateway = setup.start();
     gateway.wait_empty();
+    in_doubt += count_doubts(&gateway.events());
     gateway.stop();
-    let sizes = sent.iter().map(|(token, size, _)| (token.clone(), *size)).collect();
+    let sizes: BTreeMap<_, _> =
+        sent.iter().map(|(token, size, _)| (token.clone(), *size)).collect();
     let copies = arrived(&sink, &sizes);
+    // What was in flight at two kills is in doubt twice.
+    let held = held(&path);
     let lost: Vec<_> = sent
         .iter()
-        .filter(|(token, _, fate)| *fate == Fate::Accepted && !copies.contains_key(token))
+        .filter(|(token, _, fate)| {
+            *fate == Fate::Accepted && !copies.contains_key(token) && !held.contains(token)
+        })
         .collect();
     let phantoms: Vec<_> = sent
         .iter()
@@ -315,17 +354,66 @@ fn kill_9_under_load_loses_nothing_and_repeats_no_more_than_was_in_flight() {
     let of = |fate| sent.iter().filter(|(_, _, it)| *it == fate).count();
     let duplicates: usize = copies.values().map(|copies| copies - 1).sum();
     println!(
-        "{kills} kills, {} accepted, {} unsure, {} unfinished; lost {}, duplicates {duplicates}, never finished and yet sent {}",
+        "{kills} kills, {} accepted, {} unsure, {} unfinished; lost {}, in doubt {in_doubt}, held {}, duplicates {duplicates}, never finished and yet sent {}",
         of(Fate::Accepted),
         of(Fate::Unsure),
         of(Fate::Unfinished) + half_sent.len(),
         lost.len(),
+        held.len(),
         phantoms.len()
     );
     assert!(lost.is_empty(), "accepted and lost: {lost:?}");
     assert!(phantoms.is_empty(), "never finished, and sent: {phantoms:?}");
-    assert!(duplicates <= IN_FLIGHT * kills, "{duplicates} duplicates of {kills} kills");
-    assert_eq!(names(&path.join("tmp")).len() + names(&path.join("bodies")).len(), 0);
+    assert!(in_doubt <= IN_FLIGHT * kills, "{in_doubt} in doubt after {kills} kills");
+    assert!(duplicates <= in_doubt, "{duplicates} duplicates, and {in_doubt} were in doubt");
+    assert_eq!(names(&path.join("tmp")).len(), 0);
+    assert!(names(&path.join("bodies")).len() <= held.len());
+}
+
+#[test]
+fn an_attempt_that_a_kill_cut_off_is_in_doubt_after_the_restart() {
+    let spool = tempfile::tempdir().unwrap();
+    let asked = Arc::new(AtomicBool::new(false));
+    let killed = Arc::new(AtomicBool::new(false));
+    let sink = Sink::scripted({
+        let (asked, killed) = (Arc::clone(&asked), Arc::clone(&killed));
+        move |ask| {
+            let began = Instant::now();
+            let is_first = ask.is_content() && !asked.swap(true, Ordering::SeqCst);
+            while is_first && !killed.load(Ordering::SeqCst) && began.elapsed() < PATIENCE {
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
+            Answer::Usual
+        }
+    });
+    let setup = Setup::to(sink.address)
+        .spool(&spool.path().join("spool"))
+        .set("throttle", "concurrency = 1");
+    let gateway = setup.start();
+    let mut client = Client::hello(gateway.smtp());
+    client.mail("cut@example.com", &["b@example.org"], content("cut", 2_000));
+    eventually("the answer to the dot to be awaited", || {
+        asked.load(Ordering::SeqCst).then_some(())
+    });
+    client.mail("waiting@example.com", &["b@example.org"], content("waiting", 2_000));
+    assert_eq!(gateway.metric("mailsluice_in_doubt_total"), 0.0);
+    gateway.kill();
+    killed.store(true, Ordering::SeqCst);
+    sink.wait(1);
+
+    let gateway = setup.start();
+    gateway.wait_event("in_doubt", |event| event["to"] == "b@example.org");
+    sink.wait(3);
+    gateway.wait_empty();
+    assert_eq!(gateway.metric("mailsluice_in_doubt_total"), 1.0, "the other was not being sent");
+    gateway.stop();
+    let gateway = setup.start();
+    gateway.wait_empty();
+    assert_eq!(gateway.metric("mailsluice_in_doubt_total"), 0.0);
+    gateway.stop();
+    let sizes = ["cut", "waiting"].map(|token| (token.to_owned(), 2_000)).into();
+    let copies = [("cut".to_owned(), 2), ("waiting".to_owned(), 1)].into();
+    assert_eq!(arrived(&sink, &sizes), copies);
 }
 
 // --- what the kernel saw
@@ -652,6 +740,11 @@ fn fill_by_mail(min_free: &str, size: usize) {
     sink.wait(accepted.len());
     gateway.wait_empty();
     eventually("/readyz to say so", || (gateway.get("/readyz").0 == 200).then_some(()));
+    // Space is given back in a moment without mail.
+    eventually("the space to be given back", || {
+        let len = |path: &PathBuf| fs::metadata(path).map_or(0, |of| of.len());
+        (segments(&disk.spool()).iter().map(len).sum::<u64>() < 5_000_000).then_some(())
+    });
     // As much fits as before.
     for n in 0..10 {
         let token = format!("more-{n}");

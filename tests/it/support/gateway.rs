@@ -299,6 +299,13 @@ impl Gateway {
         std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap())
     }
 
+    /// `kill -9`; every event it had logged until then.
+    pub fn kill_and_read(mut self) -> Vec<Value> {
+        self.child.kill().unwrap();
+        self.finish();
+        self.events()
+    }
+
     /// SIGTERM, without waiting.
     pub fn terminate(&self) {
         self.signal("TERM");
