@@ -1214,6 +1214,94 @@ async fn the_only_segment_gives_its_space_back_when_nothing_lives_in_it() {
     assert_eq!(body(&log, 6).await, b"next");
 }
 
+/// What the spool should hold.
+#[derive(Clone, Debug, Default)]
+struct Model {
+    messages: BTreeMap<u128, Kept>,
+    notes: BTreeMap<u64, Vec<u8>>,
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    state: QueueState,
+    attempts: u16,
+    content: Vec<u8>,
+    /// The part of the attempt that is open.
+    sending: Vec<u32>,
+    in_doubt: bool,
+}
+
+impl Model {
+    fn put(&mut self, n: u128, content: Vec<u8>) {
+        let (state, sending) = (QueueState::Queued, Vec::new());
+        let kept = Kept { state, attempts: 0, content, sending, in_doubt: false };
+        self.messages.insert(n, kept);
+    }
+
+    /// Makes up an operation on message `n`, and does it; false if it is one that is refused.
+    fn change(&mut self, n: u128, random: &mut Random, ops: &mut Vec<Op>) -> bool {
+        let kept = self.messages.get_mut(&n).unwrap();
+        let id = id(n);
+        let attempts = u16::try_from(random.below(9)).unwrap();
+        let sending = vec![u32::try_from(random.below(2)).unwrap()];
+        use QueueState::{Failed, Held, Queued};
+        let progress = progress(attempts);
+        let (op, allowed, state) = match random.below(9) {
+            0 => (Op::Update { id, progress }, true, Queued),
+            1 => (Op::Hold { id, progress }, true, Held),
+            2 => (Op::Fail { id, progress }, true, Failed),
+            3 => (Op::Requeue { id, progress }, kept.state != Queued, Queued),
+            4 => (Op::Release { id, progress }, kept.state == Held, Queued),
+            5 | 6 => {
+                ops.push(attempt(n, attempts, &sending));
+                let allowed = kept.state == Queued;
+                (kept.attempts, kept.sending) = (attempts, sending);
+                return allowed;
+            }
+            7 => {
+                ops.push(Op::Done { id });
+                self.messages.remove(&n);
+                return true;
+            }
+            _ => {
+                ops.push(Op::Delete { id });
+                self.messages.remove(&n);
+                return true;
+            }
+        };
+        ops.push(op);
+        (kept.state, kept.attempts, kept.sending) = (state, attempts, Vec::new());
+        kept.in_doubt = false;
+        allowed
+    }
+
+    fn restart(&mut self) {
+        for kept in self.messages.values_mut() {
+            kept.in_doubt = !kept.sending.is_empty();
+        }
+    }
+
+    async fn check(&self, log: &Log) {
+        let heads = log.heads(None, usize::MAX);
+        let seen =
+            heads.iter().map(|head| (head.id.as_u128(), head.state, head.attempts, head.in_doubt));
+        let should =
+            self.messages.iter().map(|(n, kept)| (*n, kept.state, kept.attempts, kept.in_doubt));
+        assert_eq!(seen.collect::<Vec<_>>(), should.collect::<Vec<_>>());
+        for (n, kept) in &self.messages {
+            let stored = log.open(id(*n)).await.unwrap();
+            assert_eq!(stored.progress.attempts, kept.attempts);
+            assert_eq!(stored.progress.sending, kept.sending);
+            assert_eq!(read_all(&stored.body).await.unwrap(), kept.content);
+        }
+        for key in 0..NOTE_KEYS {
+            assert_eq!(log.note(&format!("note/{key}")).as_ref(), self.notes.get(&key), "{key}");
+        }
+    }
+}
+
+const NOTE_KEYS: u64 = 4;
+
 #[tokio::test]
 async fn random_operations_agree_with_a_model() {
     for seed in 0..fuzz_rounds().div_ceil(50) {
@@ -1221,44 +1309,36 @@ async fn random_operations_agree_with_a_model() {
         let dir = TempDir::new().unwrap();
         let disk = TestDisk::new();
         let (mut log, _) = open_on(&disk, &dir).await;
-        let mut model: BTreeMap<u128, (QueueState, u16, Vec<u8>)> = BTreeMap::new();
+        let mut model = Model::default();
         let mut next = 1;
         for step in 0..300 {
             let mut after = model.clone();
             let mut ops = Vec::new();
+            let mut is_allowed = true;
             for _ in 0..=random.below(3) {
-                let known = after.keys().nth(usize::try_from(random.below(12)).unwrap()).copied();
-                let attempts = u16::try_from(random.below(9)).unwrap();
-                let progress = progress(attempts);
-                match (random.below(8), known) {
-                    (0..=2, _) | (_, None) => {
+                let known = usize::try_from(random.below(12)).unwrap();
+                let known = after.messages.keys().nth(known).copied();
+                match (random.below(9), known) {
+                    (0, _) => {
+                        let key = random.below(NOTE_KEYS);
+                        let len = [0, 1, 30, 9_000][usize::try_from(random.below(4)).unwrap()];
+                        let byte = u8::try_from(random.below(256)).unwrap();
+                        ops.push(note(&format!("note/{key}"), &vec![byte; len]));
+                        match len {
+                            0 => after.notes.remove(&key),
+                            _ => after.notes.insert(key, vec![byte; len]),
+                        };
+                    }
+                    (1..=3, _) | (_, None) => {
                         let len = if random.below(40) == 0 { 1_100_000 } else { random.below(300) };
                         let byte = u8::try_from(random.below(256)).unwrap();
                         let content = vec![byte; usize::try_from(len).unwrap()];
                         let body = stage(&log, &content).await;
                         ops.push(Op::Put { envelope: envelope(next), body });
-                        after.insert(next, (QueueState::Queued, 0, content));
+                        after.put(next, content);
                         next += 1;
                     }
-                    (3, Some(n)) => {
-                        ops.push(Op::Update { id: id(n), progress });
-                        let entry = after.get_mut(&n).unwrap();
-                        (entry.0, entry.1) = (QueueState::Queued, attempts);
-                    }
-                    (4, Some(n)) => {
-                        ops.push(Op::Hold { id: id(n), progress });
-                        let entry = after.get_mut(&n).unwrap();
-                        (entry.0, entry.1) = (QueueState::Held, attempts);
-                    }
-                    (5, Some(n)) => {
-                        ops.push(Op::Fail { id: id(n), progress });
-                        let entry = after.get_mut(&n).unwrap();
-                        (entry.0, entry.1) = (QueueState::Failed, attempts);
-                    }
-                    (_, Some(n)) => {
-                        ops.push(done(n));
-                        after.remove(&n);
-                    }
+                    (_, Some(n)) => is_allowed &= after.change(n, &mut random, &mut ops),
                 }
             }
             let durability = match random.below(2) {
@@ -1268,10 +1348,10 @@ async fn random_operations_agree_with_a_model() {
             if random.below(12) == 0 {
                 disk.fail_next(1 + random.below(3), EIO);
             }
-            match log.apply(ops, durability).await {
-                Ok(()) => model = after,
-                Err(SpoolError::Io(..)) => {}
-                Err(other) => panic!("{seed}, {step}: {other}"),
+            match (log.apply(ops, durability).await, is_allowed) {
+                (Ok(()), true) => model = after,
+                (Err(SpoolError::Refused(..)), false) | (Err(SpoolError::Io(..)), true) => {}
+                (other, _) => panic!("{seed}, {step}: {other:?}, {is_allowed}"),
             }
             disk.heal();
             let restart = random.below(15);
@@ -1280,26 +1360,17 @@ async fn random_operations_agree_with_a_model() {
                 let killed = snapshot(&dir);
                 let (copy, report) = open(&killed).await;
                 assert_eq!(report.damaged, Vec::<String>::new(), "{seed}, {step}");
-                check_model(&copy, &model).await;
+                model.restart();
+                model.check(&copy).await;
+                let in_doubt = model.messages.values().filter(|kept| kept.in_doubt).count();
+                assert_eq!((report.messages, report.in_doubt), (model.messages.len(), in_doubt));
                 drop(log);
                 log = open_on(&disk, &dir).await.0;
             }
             if restart <= 1 {
-                check_model(&log, &model).await;
+                model.check(&log).await;
             }
         }
-    }
-}
-
-async fn check_model(log: &Log, model: &BTreeMap<u128, (QueueState, u16, Vec<u8>)>) {
-    let heads = log.heads(None, usize::MAX);
-    let seen = heads.iter().map(|head| (head.id.as_u128(), head.state, head.attempts));
-    let should = model.iter().map(|(n, (state, attempts, _))| (*n, *state, *attempts));
-    assert_eq!(seen.collect::<Vec<_>>(), should.collect::<Vec<_>>());
-    for (n, (_, attempts, content)) in model {
-        let stored = log.open(id(*n)).await.unwrap();
-        assert_eq!(stored.progress.attempts, *attempts);
-        assert_eq!(&read_all(&stored.body).await.unwrap(), content);
     }
 }
 
