@@ -10,7 +10,6 @@
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::pin::pin;
 use std::sync::atomic::AtomicUsize;
 use std::task::{Context, Poll, Wake, Waker};
