@@ -113,17 +113,17 @@ impl Inspection {
     }
 
     /// All messages, in the order of their ids.
-    pub fn heads(&self) -> impl Iterator<Item = &Head> {
-        self.found.index.entries().map(|(_, entry)| &entry.head)
+    pub fn heads(&self) -> impl Iterator<Item = Head> {
+        self.found.index.all()
     }
 
-    pub fn head(&self, id: SpoolId) -> Option<&Head> {
-        self.found.index.get(id).map(|entry| &entry.head)
+    pub fn head(&self, id: SpoolId) -> Option<Head> {
+        self.found.index.head(id)
     }
 
     pub fn read(&self, id: SpoolId) -> Result<Stored, SpoolError> {
         let entry = self.found.index.get(id).ok_or(SpoolError::Unknown(id))?;
-        Files { disk: &ReadOnly, paths: &self.paths }.message(id, entry)
+        Files { disk: &ReadOnly, paths: &self.paths }.message(id, &entry)
     }
 
     /// Reads the message as it would be sent. What is wrong with it, unless the report says so already.
@@ -140,7 +140,7 @@ impl Inspection {
             SpoolError::Damaged(_, what) => what,
             other => other.to_string(),
         };
-        let place = match &entry.file {
+        let place = match self.found.index.file(id) {
             Some(file) => {
                 let path = self.paths.bodies.join(&*file.name);
                 format!("{}, octets 0 to {}", path.display(), file.len)
@@ -185,16 +185,16 @@ impl Inspection {
             log: segments.values().map(|segment| segment.len).sum(),
             ..Totals::default()
         };
-        for (_, entry) in self.found.index.entries() {
-            match entry.head.state {
+        for head in self.found.index.all() {
+            match head.state {
                 QueueState::Queued => totals.queued += 1,
                 QueueState::Held => totals.held += 1,
                 QueueState::Failed => totals.failed += 1,
             }
-            if let Some(file) = &entry.file {
-                totals.files += 1;
-                totals.file_octets += file.len;
-            }
+        }
+        for (_, file) in self.found.index.files() {
+            totals.files += 1;
+            totals.file_octets += file.len;
         }
         totals
     }

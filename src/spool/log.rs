@@ -33,6 +33,8 @@ pub struct Log {
 pub struct Report {
     /// Messages in the spool.
     pub messages: usize,
+    /// Of these, messages of which an attempt had begun and no outcome was written.
+    pub in_doubt: usize,
     /// What is damaged, one sentence each. Nothing of it was deleted.
     pub damaged: Vec<String>,
     /// The log ended in a batch that was not whole: normal after a crash, nobody was told 250.
@@ -233,6 +235,13 @@ impl Spool for Log {
                 Op::Hold { id, progress } => Record::hold(id, &progress),
                 Op::Fail { id, progress } => Record::fail(id, &progress),
                 Op::Done { id } => Record::done(id),
+                Op::Attempt { id, progress } => Record::attempt(id, &progress),
+                Op::Requeue { id, progress } => Record::requeue(id, &progress),
+                Op::Release { id, progress } => Record::release(id, &progress),
+                Op::Delete { id } => Record::delete(id),
+                Op::Note { key, bytes } => {
+                    Record::note(key.clone(), bytes).map_err(|what| SpoolError::Unfit(key, what))?
+                }
             };
             if !record.fits() {
                 let error = io::Error::from(io::ErrorKind::FileTooLarge);
@@ -254,6 +263,10 @@ impl Spool for Log {
 
     fn heads(&self, after: Option<SpoolId>, n: usize) -> Vec<Head> {
         lock(&self.shared.index).heads(after, n)
+    }
+
+    fn note(&self, key: &str) -> Option<Vec<u8>> {
+        lock(&self.shared.index).note(key).map(<[u8]>::to_vec)
     }
 
     async fn open(&self, id: SpoolId) -> Result<Stored, SpoolError> {
@@ -305,13 +318,13 @@ impl Shared {
     /// Reads a message. If its entry changed meanwhile (it was done, or written elsewhere), what was read may be no
     /// more, so only an error about an entry that still stands is one.
     fn read(&self, id: SpoolId) -> Result<Stored, SpoolError> {
-        let mut entry = lock(&self.index).get(id).cloned().ok_or(SpoolError::Unknown(id))?;
+        let mut entry = lock(&self.index).get(id).ok_or(SpoolError::Unknown(id))?;
         loop {
             let error = match self.files().message(id, &entry) {
                 Ok(stored) => return Ok(stored),
                 Err(error) => error,
             };
-            let now = lock(&self.index).get(id).cloned().ok_or(SpoolError::Unknown(id))?;
+            let now = lock(&self.index).get(id).ok_or(SpoolError::Unknown(id))?;
             if now == entry {
                 return Err(error);
             }

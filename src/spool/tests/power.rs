@@ -52,7 +52,13 @@ enum Change {
     Update(u128, u16),
     Hold(u128, u16),
     Fail(u128, u16),
+    Attempt(u128, u16),
+    Requeue(u128, u16),
+    Release(u128, u16),
     Done(u128),
+    Delete(u128),
+    /// Of that number; 0 takes it away.
+    Note(u8, u16),
 }
 
 /// One `apply`.
@@ -84,10 +90,53 @@ struct Message {
     state: QueueState,
     /// None: never tried.
     attempts: Option<u16>,
+    /// The last that was written of it is the mark of an attempt.
+    is_attempted: bool,
     body: Arc<[u8]>,
 }
 
-type Model = BTreeMap<u128, Message>;
+/// The messages, and beside them the notes.
+#[derive(Clone, Default, PartialEq, Eq)]
+struct Model {
+    messages: BTreeMap<u128, Message>,
+    notes: BTreeMap<u8, u16>,
+}
+
+impl Model {
+    fn new() -> Self {
+        Self::default()
+    }
+
+    fn has_notes_of(&self, log: &Log) -> bool {
+        (0..NOTES).all(|key| log.note(&name_of(key)) == self.notes.get(&key).map(|n| value(*n)))
+    }
+}
+
+impl std::ops::Deref for Model {
+    type Target = BTreeMap<u128, Message>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.messages
+    }
+}
+
+impl std::ops::DerefMut for Model {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.messages
+    }
+}
+
+/// Notes are of numbers below.
+const NOTES: u8 = 3;
+
+fn name_of(key: u8) -> String {
+    format!("note/{key}")
+}
+
+/// Of a length that is not always the same.
+fn value(n: u16) -> Vec<u8> {
+    n.to_be_bytes().repeat(usize::from(n % 700))
+}
 
 impl Request {
     fn apply(&self, model: &mut Model) {
@@ -95,13 +144,24 @@ impl Request {
             let (n, state, attempts) = match change {
                 Change::Put(n, body) => {
                     let body = Arc::clone(body);
-                    model.insert(*n, Message { state: QueueState::Queued, attempts: None, body });
+                    let (state, attempts) = (QueueState::Queued, None);
+                    model.insert(*n, Message { state, attempts, is_attempted: false, body });
                     continue;
                 }
-                Change::Done(n) => {
+                Change::Done(n) | Change::Delete(n) => {
                     model.remove(n);
                     continue;
                 }
+                Change::Note(key, n) => {
+                    match value(*n).is_empty() {
+                        true => model.notes.remove(key),
+                        false => model.notes.insert(*key, *n),
+                    };
+                    continue;
+                }
+                Change::Attempt(n, attempts)
+                | Change::Requeue(n, attempts)
+                | Change::Release(n, attempts) => (n, QueueState::Queued, attempts),
                 Change::Update(n, attempts) => (n, QueueState::Queued, attempts),
                 Change::Hold(n, attempts) => (n, QueueState::Held, attempts),
                 Change::Fail(n, attempts) => (n, QueueState::Failed, attempts),
@@ -109,6 +169,7 @@ impl Request {
             // It may not be there when what put it there was lost by damage.
             if let Some(message) = model.get_mut(n) {
                 (message.state, message.attempts) = (state, Some(*attempts));
+                message.is_attempted = matches!(change, Change::Attempt(..));
             }
         }
     }
@@ -116,7 +177,15 @@ impl Request {
     fn puts(&self) -> impl Iterator<Item = u128> {
         self.changes.iter().filter_map(|change| match change {
             Change::Put(n, _) => Some(*n),
-            Change::Update(..) | Change::Hold(..) | Change::Fail(..) | Change::Done(_) => None,
+            Change::Update(..)
+            | Change::Hold(..)
+            | Change::Fail(..)
+            | Change::Attempt(..)
+            | Change::Requeue(..)
+            | Change::Release(..)
+            | Change::Done(_)
+            | Change::Delete(_)
+            | Change::Note(..) => None,
         })
     }
 }
@@ -312,7 +381,16 @@ impl Run {
                 Change::Update(n, attempts) => update(*n, *attempts),
                 Change::Hold(n, attempts) => Op::Hold { id: id(*n), progress: progress(*attempts) },
                 Change::Fail(n, attempts) => Op::Fail { id: id(*n), progress: progress(*attempts) },
+                Change::Attempt(n, attempts) => attempt(*n, *attempts, &[1]),
+                Change::Requeue(n, attempts) => {
+                    Op::Requeue { id: id(*n), progress: progress(*attempts) }
+                }
+                Change::Release(n, attempts) => {
+                    Op::Release { id: id(*n), progress: progress(*attempts) }
+                }
                 Change::Done(n) => done(*n),
+                Change::Delete(n) => Op::Delete { id: id(*n) },
+                Change::Note(key, n) => note(&name_of(*key), &value(*n)),
             });
         }
         let durability = request.durability;
@@ -697,7 +775,8 @@ async fn compare(
 ) -> Result<Model, String> {
     let heads = log.heads(None, usize::MAX);
     let found = candidates.iter().rev().find(|model| {
-        model.len() == heads.len()
+        model.has_notes_of(log)
+            && model.len() == heads.len()
             && model.iter().zip(&heads).all(|((n, message), head)| *head == message.head(*n))
     });
     let Some(model) = found else {
@@ -708,7 +787,7 @@ async fn compare(
         }
         for model in candidates {
             text.push_str("\n  it could hold");
-            for (n, message) in model {
+            for (n, message) in model.iter() {
                 write!(text, " {n}: {:?} {:?}", message.state, message.attempts).unwrap();
             }
         }
@@ -718,7 +797,7 @@ async fn compare(
     if !report.damaged.is_empty() {
         return Err(format!("a power cut counts as damage: {:?}", report.damaged));
     }
-    for (n, message) in model {
+    for (n, message) in model.iter() {
         message.compare(*n, log, verified).await?;
     }
     let large = model.values().filter(|message| message.body.len() >= LARGE).count();
@@ -738,12 +817,16 @@ impl Message {
             size: self.body.len() as u64,
             pending: 2,
             attempts: self.attempts.unwrap_or(0),
+            in_doubt: self.is_attempted,
         }
     }
 
     fn progress(&self) -> Progress {
         match self.attempts {
-            Some(attempts) => progress(attempts),
+            Some(attempts) => {
+                let sending = if self.is_attempted { vec![1] } else { Vec::new() };
+                Progress { sending, ..progress(attempts) }
+            }
             None => Progress::new(UnixMillis(1_000), 2),
         }
     }
@@ -775,6 +858,7 @@ fn all_steps() -> Vec<Step> {
     vec![
         one(durably(vec![message(1, 100), message(2, 5_000)])),
         one(lazily(vec![Change::Update(1, 1)])),
+        one(lazily(vec![Change::Attempt(1, 1), Change::Note(0, 5)])),
         one(lazily(vec![message(3, 700)])),
         one(durably(vec![message(4, 200)])),
         one(durably(vec![message(5, LARGE)])),
@@ -789,11 +873,14 @@ fn all_steps() -> Vec<Step> {
         Step::Discard { is_whole: true },
         one(lazily(vec![Change::Done(5)])),
         one(lazily(vec![Change::Update(1, 2)])),
+        one(lazily(vec![Change::Attempt(6, 1), Change::Note(0, 699)])),
+        one(durably(vec![Change::Requeue(4, 1), Change::Release(3, 2), Change::Note(1, 80)])),
         Step::Kill,
         one(durably(vec![message(9, 9_000), Change::Done(1)])),
         one(lazily(vec![Change::Update(3, 2)])),
         Step::Restart,
-        one(durably(vec![Change::Done(4), Change::Done(6), Change::Done(7)])),
+        one(lazily(vec![Change::Note(0, 0), Change::Attempt(6, 2)])),
+        one(durably(vec![Change::Delete(4), Change::Done(6), Change::Done(7)])),
         one(durably(vec![Change::Done(3), Change::Done(8), Change::Done(9)])),
         one(durably(vec![message(10, 10)])),
     ]
@@ -801,7 +888,7 @@ fn all_steps() -> Vec<Step> {
 
 /// Steps that nobody thought of.
 fn random_steps(random: &mut Random) -> Vec<Step> {
-    let mut known: Vec<u128> = Vec::new();
+    let mut known: Vec<(u128, QueueState)> = Vec::new();
     let mut next = 1;
     let mut large = 2;
     let mut steps = Vec::new();
@@ -813,8 +900,14 @@ fn random_steps(random: &mut Random) -> Vec<Step> {
                 let at = random.below(known.len().max(1) as u64);
                 let at = usize::try_from(at).unwrap();
                 let known_one = known.get(at).copied();
-                changes.push(match (random.below(8), known_one) {
-                    (0..=3, _) | (_, None) => {
+                use QueueState::{Failed, Held, Queued};
+                let mut into = |state| known[at].1 = state;
+                changes.push(match (random.below(12), known_one) {
+                    (0, _) => {
+                        let key = u8::try_from(random.below(NOTES.into())).unwrap();
+                        Change::Note(key, u16::try_from(random.below(30)).unwrap())
+                    }
+                    (1..=4, _) | (_, None) => {
                         let len = match random.below(12) {
                             0 if can_be_large && large > 0 => {
                                 large -= 1;
@@ -824,14 +917,36 @@ fn random_steps(random: &mut Random) -> Vec<Step> {
                             3 => 20_000,
                             _ => 1 + index(random, 300),
                         };
-                        known.push(next);
+                        known.push((next, Queued));
                         next += 1;
                         message(next - 1, len)
                     }
-                    (4, Some(n)) => Change::Update(n, attempts),
-                    (5, Some(n)) => Change::Hold(n, attempts),
-                    (6, Some(n)) => Change::Fail(n, attempts),
-                    (_, Some(n)) => {
+                    (5, Some((n, _))) => {
+                        into(Held);
+                        Change::Hold(n, attempts)
+                    }
+                    (6, Some((n, _))) => {
+                        into(Failed);
+                        Change::Fail(n, attempts)
+                    }
+                    (7 | 8, Some((n, Queued))) => Change::Attempt(n, attempts),
+                    (7, Some((n, Held))) => {
+                        into(Queued);
+                        Change::Release(n, attempts)
+                    }
+                    (7 | 8, Some((n, Held | Failed))) => {
+                        into(Queued);
+                        Change::Requeue(n, attempts)
+                    }
+                    (9, Some((n, _))) => {
+                        into(Queued);
+                        Change::Update(n, attempts)
+                    }
+                    (10, Some((n, _))) => {
+                        known.remove(at);
+                        Change::Delete(n)
+                    }
+                    (_, Some((n, _))) => {
                         known.remove(at);
                         Change::Done(n)
                     }
@@ -889,7 +1004,7 @@ fn short_steps(large: usize) -> Vec<Step> {
     let one = |request| Step::Apply(vec![request]);
     vec![
         one(durably(vec![message(1, 100), message(2, 5_000)])),
-        one(lazily(vec![message(3, 100), Change::Update(1, 1)])),
+        one(lazily(vec![message(3, 100), Change::Attempt(1, 1), Change::Note(0, 40)])),
         one(durably(vec![message(4, 6_000)])),
         one(lazily(vec![Change::Done(2)])),
         one(lazily(vec![message(5, 5_000)])),
@@ -964,7 +1079,12 @@ impl Run {
                 Change::Update(n, _)
                 | Change::Hold(n, _)
                 | Change::Fail(n, _)
-                | Change::Done(n) => known.contains(n),
+                | Change::Attempt(n, _)
+                | Change::Requeue(n, _)
+                | Change::Release(n, _)
+                | Change::Done(n)
+                | Change::Delete(n) => known.contains(n),
+                Change::Note(..) => true,
             })
         })
     }
