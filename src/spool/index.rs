@@ -118,16 +118,16 @@ impl Index {
         (segment.live == 0 && !segment.keep).then_some(*number)
     }
 
-    /// The oldest segment, if it is but the rest of its time that keeps it: less than half of it lives, or the log is
-    /// longer than twice what lives. What lives in it is to be written again. Never while the log has no more than `few` segments.
-    pub(super) fn oldest_to_copy(&self, few: usize) -> Option<u64> {
+    /// The oldest segment and the octets that live in it, if these are to be written again: they are less than half of
+    /// it, or the log is longer than twice what lives. Never while the log has no more than `few` segments.
+    pub(super) fn oldest_to_copy(&self, few: usize) -> Option<(u64, u64)> {
         let (number, oldest) = self.segments.first_key_value()?;
         if self.segments.len() <= few || oldest.keep {
             return None;
         }
         let sum = |octets: fn(&Segment) -> u64| self.segments.values().map(octets).sum::<u64>();
         let is_worth = oldest.octets * 2 < oldest.len || sum(|s| s.len) > 2 * sum(|s| s.octets);
-        is_worth.then_some(*number)
+        is_worth.then_some((*number, oldest.octets))
     }
 
     /// The messages after `after` of which a record stands in `segment`, as far as those lie among the next `n`

@@ -34,8 +34,9 @@
 //! A freed segment becomes a spare, and a spare the next segment: to overwrite allocates nothing and changes no length,
 //! so a sync is one flush of the disk instead of two. What stands in it of its former life never counts, for a record
 //! names its segment, and a segment's number has a random half. The last spare is the reserve: it is used when the disk
-//! is full, so that what leaves the spool can still be marked. Where there is none it is written in a quiet moment. A
-//! segment of which a write or a sync failed, or which was put aside for its damage, is never overwritten.
+//! is full, so that what leaves the spool can still be marked; nothing is written again then. Where there is none, it
+//! is written in a quiet moment. A segment that was put aside for its damage is never overwritten, nor, by the same
+//! process, one of which a write or a sync failed.
 //!
 //! # What a start makes of it
 //!

@@ -199,6 +199,10 @@ pub(super) struct Writer {
     is_removed: bool,
     /// The segment whose live records are being written again.
     copying: Option<Copying>,
+    /// Not before, for some of them could not be read.
+    copy_again_at: Option<Instant>,
+    /// The segment of which that was told.
+    told: Option<u64>,
     /// Octets of the last batch.
     last_len: u64,
     /// When something was written last.
@@ -250,6 +254,8 @@ impl Writer {
             gone: Vec::new(),
             is_removed: false,
             copying: None,
+            copy_again_at: None,
+            told: None,
             last_len: 0,
             wrote_at: clock::now(),
             buffer: Vec::new(),
@@ -570,7 +576,10 @@ impl Writer {
             drop(index);
             // Takes back what is in the page cache of the failed batch, should the process die before the next
             // segment is there. Where it fails, only that is lost.
-            drop(current.file.truncate(current.len));
+            if current.file.truncate(current.len).is_ok() {
+                let mut index = lock(&self.shared.index);
+                index.segments.entry(current.number).or_default().len = current.len;
+            }
         }
         let is_first = self.trouble.is_none();
         let reopened = self.open_segment();
@@ -657,8 +666,9 @@ impl Writer {
                 && (geometry.idle..=geometry.segment + BATCH as u64).contains(&len)
                 && self.shared.space.has_room_for(2 * geometry.segment);
             let spare = self.shared.paths.log.join(segment::spare(number));
+            let is_spare = is_spare && self.shared.disk.rename(&path, &spare).is_ok();
             let removed = match is_spare {
-                true => self.shared.disk.rename(&path, &spare),
+                true => Ok(()),
                 false => self.shared.disk.remove(&path),
             };
             let mut index = lock(&self.shared.index);
@@ -681,8 +691,9 @@ impl Writer {
     }
 
     fn copy_at(&self) -> Option<Instant> {
-        let is_to_come = self.copying.is_some() && self.unsynced.is_empty();
-        (is_to_come && self.trouble.is_none()).then(clock::now)
+        let is_to_come = self.copying.is_some() || self.copy_again_at.is_some();
+        let is_possible = self.unsynced.is_empty() && self.trouble.is_none();
+        (is_to_come && is_possible).then(|| self.copy_again_at.unwrap_or_else(clock::now))
     }
 
     /// Writes some of what lives in the oldest segment again, if that is worth it: a message that stays must not keep
@@ -691,11 +702,20 @@ impl Writer {
         if self.current.is_none() || !self.unsynced.is_empty() || self.trouble.is_some() {
             return;
         }
+        if self.copy_again_at.is_some_and(|at| at > clock::now()) {
+            return;
+        }
+        self.copy_again_at = None;
         let index = lock(&self.shared.index);
-        let Some(segment) = index.oldest_to_copy(self.shared.geometry.few) else {
+        let Some((segment, octets)) = index.oldest_to_copy(self.shared.geometry.few) else {
             self.copying = None;
             return;
         };
+        // Nothing comes free before all of it is written, and what is left on a full disk is for marks.
+        if !self.shared.space.has_room_for(octets.saturating_add(BATCH as u64)) {
+            self.copying = None;
+            return;
+        }
         let after = self.copying.as_ref().filter(|copying| copying.segment == segment);
         let after = after.and_then(|copying| copying.after);
         let (found, last) = index.in_segment(segment, after, LOOK, COPY.max(self.last_len));
@@ -711,10 +731,13 @@ impl Writer {
                     records.extend(read);
                     from.extend(places);
                 }
+                // It may pass: too many open files, say. Until then the segment stays, because the message does.
                 Err(error) => {
-                    let mut index = lock(&self.shared.index);
-                    index.segments.entry(segment).or_default().keep = true;
-                    warn!("{} stays: {error}", self.shared.paths.segment(segment).display());
+                    self.copy_again_at = clock::now().checked_add(RETRY);
+                    if self.told.replace(segment) != Some(segment) {
+                        let path = self.shared.paths.segment(segment);
+                        warn!("{} keeps the log from becoming shorter: {error}", path.display());
+                    }
                 }
             }
         }

@@ -25,6 +25,7 @@ mod power;
 mod sim_disk;
 
 const EIO: i32 = 5;
+const EMFILE: i32 = 24;
 const ENOSPC: i32 = 28;
 
 /// The real disk without waiting for it, and with faults on demand.
@@ -50,6 +51,10 @@ struct Faults {
     only_syncs: AtomicBool,
     syncs: AtomicU64,
     free: AtomicU64,
+    /// What makes a file longer fails; what is overwritten does not.
+    is_full: AtomicBool,
+    /// So many files cannot be opened.
+    bad_opens: AtomicU64,
     dies: AtomicBool,
     /// Syncs wait while it is closed.
     gate: Mutex<bool>,
@@ -72,6 +77,8 @@ impl TestDisk {
             only_syncs: AtomicBool::new(false),
             syncs: AtomicU64::new(0),
             free: AtomicU64::new(u64::MAX),
+            is_full: AtomicBool::new(false),
+            bad_opens: AtomicU64::new(0),
             dies: AtomicBool::new(false),
             gate: Mutex::new(false),
             gate_opened: Condvar::new(),
@@ -123,6 +130,10 @@ impl Disk for TestDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let less = |left: u64| left.checked_sub(1);
+        if self.bad_opens.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok() {
+            return Err(io::Error::from_raw_os_error(EMFILE));
+        }
         Ok(Arc::new(TestFile { disk: self.clone(), file: RealDisk.open(path)? }))
     }
 
@@ -177,6 +188,10 @@ impl DiskFile for TestFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let end = offset + bytes.len() as u64;
+        if self.disk.is_full.load(Ordering::SeqCst) && end > self.file.len()? {
+            return Err(io::Error::from_raw_os_error(ENOSPC));
+        }
         if let Err(error) = self.disk.step(false) {
             self.file.write_at(&bytes[..bytes.len() / 2], offset)?;
             return Err(error);
@@ -1132,6 +1147,72 @@ async fn a_message_that_stays_keeps_no_space_while_others_pass() {
         let geometry = Geometry::default();
         check_that_a_message_that_stays_keeps_no_space(geometry, 20_000_000_000, 900_000).await;
     }
+}
+
+const SMALL: Geometry = Geometry {
+    segment: 256 * 1024,
+    idle: 16 * 1024,
+    reserve: 16 * 1024,
+    few: 2,
+    quiet: Duration::MAX,
+};
+
+#[tokio::test]
+async fn an_error_while_records_are_written_again_keeps_the_log_long_only_for_a_while() {
+    let dir = TempDir::new().unwrap();
+    let disk = TestDisk::new();
+    let (config, content) = (at(dir.path()), vec![b'x'; 10_000]);
+    let (log, _) = Log::open_on(Arc::clone(&disk) as _, &config, SMALL).await.unwrap();
+    durable(&log, vec![put(1, b"stays")]).await;
+    disk.bad_opens.store(1, Ordering::SeqCst);
+    for n in 2..200 {
+        durable(&log, vec![put(n, &content)]).await;
+        durable(&log, vec![done(n)]).await;
+    }
+    assert_eq!(disk.bad_opens.load(Ordering::SeqCst), 0, "nothing was to be written again");
+    until(|| segments(&dir).len() <= 3).await;
+    assert_eq!(body(&log, 1).await, b"stays");
+}
+
+#[tokio::test]
+async fn on_a_full_disk_the_reserve_takes_the_marks_of_all_that_is_delivered() {
+    let dir = TempDir::new().unwrap();
+    let disk = TestDisk::new();
+    let geometry = Geometry { quiet: Duration::from_millis(1), ..SMALL };
+    let config = at(dir.path());
+    let open = || Log::open_on(Arc::clone(&disk) as Arc<dyn Disk>, &config, geometry);
+    let (log, _) = open().await.unwrap();
+    // Four segments, all alive.
+    for n in 1..=36 {
+        durable(&log, vec![put(n, &[b'x'; 25_000])]).await;
+    }
+    let has_spare = || {
+        let log = files(&dir, "log");
+        log.iter().any(|path| path.file_name().unwrap().to_str().unwrap().starts_with("spare-"))
+    };
+    until(has_spare).await;
+    disk.free.store(0, Ordering::SeqCst);
+    disk.is_full.store(true, Ordering::SeqCst);
+    // What was known of the free space is old.
+    until(|| log.health().free == 0).await;
+    // More than half of the first segment first, so that writing the rest again would be worth it.
+    let delivered: Vec<u128> = (2..=8).chain(11..=36).collect();
+    let mut refused = 0;
+    for n in &delivered {
+        while log.apply(vec![done(*n)], Durability::Durable).await.is_err() {
+            refused += 1;
+            assert!(refused < 3, "{:?}", log.health().trouble);
+        }
+    }
+    assert!(matches!(
+        log.apply(vec![put(99, b"x")], Durability::Durable).await,
+        Err(SpoolError::Full)
+    ));
+    drop(log);
+    disk.free.store(u64::MAX, Ordering::SeqCst);
+    disk.is_full.store(false, Ordering::SeqCst);
+    let (log, report) = open().await.unwrap();
+    assert_eq!((ids(&log), report.damaged), (vec![1, 9, 10], Vec::new()));
 }
 
 #[tokio::test]
