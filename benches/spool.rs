@@ -192,7 +192,7 @@ fn timed(runtime: &Runtime, work: impl Future<Output = ()>) -> (Duration, Cost) 
 }
 
 async fn open(path: &Path) -> Arc<Log> {
-    let config = config::Spool { path: path.to_owned(), min_free: 0 };
+    let config = config::Spool { path: path.to_owned(), min_free: 0, keep_failed: Duration::MAX };
     Arc::new(Log::open(&config).await.expect("a spool").0)
 }
 
@@ -284,7 +284,7 @@ fn million(measured: bool) {
 fn open_once(path: &Path) {
     let runtime = runtime();
     let began = mailsluice::clock::now();
-    let config = config::Spool { path: path.to_owned(), min_free: 0 };
+    let config = config::Spool { path: path.to_owned(), min_free: 0, keep_failed: Duration::MAX };
     let (log, report) = runtime.block_on(Log::open(&config)).expect("a spool");
     let taken = began.elapsed().as_secs_f64();
     let pss = number("/proc/self/smaps_rollup", "Pss");

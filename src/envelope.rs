@@ -198,10 +198,12 @@ pub enum Body {
     File(BodyFile),
 }
 
-/// A content that lies in a file of its own.
+/// A content that lies in a file.
 #[derive(Clone, Debug)]
 pub struct BodyFile {
     pub file: Arc<File>,
+    /// Where it starts in the file.
+    pub start: u64,
     pub len: u64,
     /// CRC-32C over all of it.
     pub crc32c: u32,
@@ -274,7 +276,7 @@ impl BodyReader {
     fn read(body: &BodyFile, offset: u64, crc32c: u32) -> io::Result<(Bytes, u32)> {
         let size = (body.len - offset).min(Self::CHUNK);
         let mut chunk = vec![0; usize::try_from(size).map_err(io::Error::other)?];
-        body.file.read_exact_at(&mut chunk, offset)?;
+        body.file.read_exact_at(&mut chunk, body.start + offset)?;
         let crc32c = crc32c::crc32c_append(crc32c, &chunk);
         if offset + size == body.len && crc32c != body.crc32c {
             let what = "the stored content is damaged (checksum)";

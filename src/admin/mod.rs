@@ -79,6 +79,8 @@ async fn metrics<S: Spool>(State(shared): State<Arc<Shared<S>>>) -> Response {
     let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     shared.metrics.spool_free.set(gauge(health.free));
     shared.metrics.spool_used.set(gauge(health.used));
+    let failed = i64::try_from(health.failed).unwrap_or(i64::MAX);
+    shared.metrics.queue.with_label_values(&["failed"]).set(failed);
     shared.metrics.queue_oldest.set(gauge(oldest_age(shared.spool.as_ref())));
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], shared.metrics.render()).into_response()

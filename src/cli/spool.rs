@@ -187,8 +187,8 @@ fn ls(place: &Place, json: bool, out: &mut Out<'_>) -> Result<u8, Stop> {
         let read = spool.read(head.id);
         is_damaged |= read.is_err();
         match json {
-            true => writeln!(out, "{}", ascii(serde_json::to_string(&Line::new(head, &read))))?,
-            false => write_line(head, &read, out)?,
+            true => writeln!(out, "{}", ascii(serde_json::to_string(&Line::new(&head, &read))))?,
+            false => write_line(&head, &read, out)?,
         }
     }
     Ok(if is_damaged { super::EX_DATAERR } else { 0 })
@@ -223,7 +223,7 @@ fn cat(place: &Place, id: SpoolId, envelope: bool, out: &mut Out<'_>) -> Result<
     };
     let stored = spool.read(id).map_err(|error| unreadable(&error))?;
     if envelope {
-        out.write_all(Message::json(head, &stored).as_bytes())?;
+        out.write_all(Message::json(&head, &stored).as_bytes())?;
         return Ok(0);
     }
     for chunk in inspect::chunks(id, &stored) {
@@ -331,7 +331,7 @@ fn export(
     make.map_err(|error| cannot("making the folder", folder, &error))?;
     let (mut written, mut kept) = (0, 0);
     for head in spool.heads().filter(|head| state.is_none_or(|state| state == State::of(head))) {
-        match export_one(&spool, head, folder) {
+        match export_one(&spool, &head, folder) {
             Ok(()) => written += 1,
             Err(ExportError::Message(error)) => {
                 is_damaged = true;

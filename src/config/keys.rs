@@ -325,8 +325,8 @@ const KEYS: &[Key] = &[
         "Folder of the queue; mode 0700."),
     key("spool.min_free", SIZE, Is("\"500MB\""), Now,
         "Below this much free space nothing is accepted."),
-    key("spool.keep_failed", TIME_OR_ZERO, Is("\"14d\""), Later,
-        "How long failed messages are kept."),
+    key("spool.keep_failed", TIME_OR_ZERO, Is("\"14d\""), Now,
+        "How long failed messages are kept, at least; looked at every hour."),
 
     key("admin.bind", Type::Address, Is("\"127.0.0.1:9925\""), Now,
         "HTTP: health and metrics. Loopback only."),

@@ -272,6 +272,7 @@ impl Tables {
             spool: Spool {
                 path: self.spool.path("path"),
                 min_free: self.spool.integer("min_free"),
+                keep_failed: self.spool.duration("keep_failed"),
             },
             admin: Admin { bind: self.admin.address("bind") },
             log: Log {

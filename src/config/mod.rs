@@ -134,6 +134,7 @@ pub struct Spool {
     pub path: PathBuf,
     /// Below this much free space nothing is accepted, in octets.
     pub min_free: u64,
+    pub keep_failed: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq)]

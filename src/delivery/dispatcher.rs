@@ -49,7 +49,6 @@ pub struct Dispatcher<S> {
     attempts: JoinSet<Ended>,
     in_flight: HashMap<Id, (SpoolId, Pass)>,
     held: usize,
-    failed: usize,
 }
 
 /// What every attempt needs.
@@ -69,7 +68,7 @@ enum Ended {
     Again(Instant),
     /// It waits for an operator.
     Held,
-    Failed,
+    /// Delivered, or failed: nothing is left to try.
     Done,
 }
 
@@ -93,7 +92,6 @@ impl<S: Spool> Dispatcher<S> {
             attempts: JoinSet::new(),
             in_flight: HashMap::new(),
             held: 0,
-            failed: 0,
         }
     }
 
@@ -132,7 +130,7 @@ impl<S: Spool> Dispatcher<S> {
                         self.schedule.push(head.id, now + wait);
                     }
                     QueueState::Held => self.held += 1,
-                    QueueState::Failed => self.failed += 1,
+                    QueueState::Failed => {}
                 }
             }
         }
@@ -177,7 +175,6 @@ impl<S: Spool> Dispatcher<S> {
         match ended {
             Some(Ended::Again(at)) => self.schedule.push(id, at),
             Some(Ended::Held) => self.held += 1,
-            Some(Ended::Failed) => self.failed += 1,
             Some(Ended::Done) => {}
             // The attempt panicked: the message is put back, a while later, whatever it was.
             None => {
@@ -187,7 +184,7 @@ impl<S: Spool> Dispatcher<S> {
         }
     }
 
-    /// The gauges follow the queue.
+    /// The gauges follow the queue. Failed messages are the spool's to count.
     fn count(&self) {
         let metrics = &self.shared.metrics;
         let in_flight = self.attempts.len();
@@ -196,7 +193,6 @@ impl<S: Spool> Dispatcher<S> {
         };
         count("queued", self.schedule.len() + in_flight);
         count("held", self.held);
-        count("failed", self.failed);
         metrics.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
     }
 
@@ -544,13 +540,10 @@ impl<'a, S: Spool> Round<'a, S> {
         match progress.rcpts.iter().any(|status| matches!(status, RcptStatus::Failed(_))) {
             true => {
                 self.write(|| Op::Fail { id, progress: progress.clone() }, Durability::Lazy).await;
-                Ended::Failed
             }
-            false => {
-                self.write(|| Op::Done { id }, Durability::Lazy).await;
-                Ended::Done
-            }
+            false => self.write(|| Op::Done { id }, Durability::Lazy).await,
         }
+        Ended::Done
     }
 
     /// Its own deferrals span more than `give_up_after`: what is pending has failed, with the last words it got.

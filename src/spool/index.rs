@@ -1,8 +1,10 @@
 //! What memory keeps of the spool: a head and the places on disk for each message, and what lives in each segment.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::ops::Bound;
 
+use super::failed::{Cabinet, Filed};
 use super::record::{Change, Place};
 use super::side_file::FileRef;
 use crate::envelope::{Head, SpoolId};
@@ -15,6 +17,14 @@ pub(super) struct Index {
     files: u64,
     /// Octets of the spares.
     pub(super) spares: u64,
+    pub(super) failed: Cabinet,
+}
+
+/// Where a message is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Lies {
+    Log(Entry),
+    Files(Filed),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,12 +56,23 @@ pub(super) struct Living {
 }
 
 impl Index {
+    pub(super) fn new(failed: Cabinet) -> Self {
+        Self { failed, ..Self::default() }
+    }
+
     pub(super) fn get(&self, id: SpoolId) -> Option<&Entry> {
         self.entries.get(&id)
     }
 
+    pub(super) fn find(&self, id: SpoolId) -> Option<Lies> {
+        match self.entries.get(&id) {
+            Some(entry) => Some(Lies::Log(entry.clone())),
+            None => self.failed.get(id).cloned().map(Lies::Files),
+        }
+    }
+
     pub(super) fn contains(&self, id: SpoolId) -> bool {
-        self.entries.contains_key(&id)
+        self.entries.contains_key(&id) || self.failed.contains(id)
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = (&SpoolId, &Entry)> {
@@ -59,18 +80,28 @@ impl Index {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.entries.len()
+        self.entries.len() + self.failed.len()
     }
 
     pub(super) fn heads(&self, after: Option<SpoolId>, n: usize) -> Vec<Head> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let range = self.entries.range((from, Bound::Unbounded));
-        range.take(n).map(|(_, entry)| entry.head).collect()
+        let mut logged = range.map(|(_, entry)| entry.head).peekable();
+        let mut filed = self.failed.heads(from).peekable();
+        let next = || match (logged.peek(), filed.peek()) {
+            (Some(one), Some(other)) if one.id > other.id => filed.next(),
+            (Some(_), _) => logged.next(),
+            (None, _) => filed.next(),
+        };
+        iter::from_fn(next).take(n).collect()
     }
 
     /// Octets on disk.
     pub(super) fn used(&self) -> u64 {
-        self.files + self.spares + self.segments.values().map(|segment| segment.len).sum::<u64>()
+        self.files
+            + self.spares
+            + self.failed.octets()
+            + self.segments.values().map(|segment| segment.len).sum::<u64>()
     }
 
     /// Takes over a record that stands at `place`. What names a message that is not here changes nothing. Returns the
@@ -83,6 +114,7 @@ impl Index {
                 self.claim(place);
                 let entry = Entry { head: *head, put: place, progress: None, file: file.clone() };
                 self.entries.insert(id, entry);
+                self.failed.changed(id, head.state);
                 gone
             }
             Change::Progress { state, due, pending, attempts } => {
@@ -92,21 +124,34 @@ impl Index {
                 let old = entry.progress.replace(place);
                 self.claim(place);
                 self.release(old);
+                self.failed.changed(id, state);
                 None
             }
-            Change::Done => self.remove(id),
+            Change::Filed { at, len } => {
+                let head = self.get(id).map(|entry| entry.head);
+                let mark = self.failed.file(id, head, *at, *len);
+                self.release(mark);
+                self.remove(id)
+            }
+            Change::Done => {
+                let (has_files, old) = self.failed.done(id, place);
+                if has_files {
+                    // It must not go before the files.
+                    self.claim(place);
+                }
+                self.release(old);
+                self.remove(id)
+            }
         }
     }
 
     /// The record of `id` at `from` was written again at `to`.
     pub(super) fn moved(&mut self, id: SpoolId, from: Place, to: Place) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        if entry.put == from {
-            entry.put = to;
-        } else if entry.progress == Some(from) {
-            entry.progress = Some(to);
-        } else {
-            return;
+        match self.entries.get_mut(&id) {
+            Some(entry) if entry.put == from => entry.put = to,
+            Some(entry) if entry.progress == Some(from) => entry.progress = Some(to),
+            _ if self.failed.moved(id, from, to) => {}
+            _ => return,
         }
         self.claim(to);
         self.release(Some(from));
@@ -156,6 +201,12 @@ impl Index {
         (found, None)
     }
 
+    /// The files of a message that is done are gone for good.
+    pub(super) fn forget_files(&mut self, id: SpoolId) {
+        let mark = self.failed.forget(id);
+        self.release(mark);
+    }
+
     fn remove(&mut self, id: SpoolId) -> Option<FileRef> {
         let entry = self.entries.remove(&id)?;
         self.release(Some(entry.put));
@@ -170,7 +221,7 @@ impl Index {
         segment.octets += place.len_on_disk();
     }
 
-    fn release(&mut self, place: Option<Place>) {
+    pub(super) fn release(&mut self, place: Option<Place>) {
         let Some(place) = place else { return };
         if let Some(segment) = self.segments.get_mut(&place.segment) {
             segment.live = segment.live.saturating_sub(1);

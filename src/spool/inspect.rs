@@ -12,6 +12,8 @@ use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 
 use super::disk::{Disk, DiskFile, Lock, LockError, RealDisk};
+use super::failed;
+use super::index::Lies;
 use super::log::{Files, OpenError, Paths, Report};
 use super::recover::{self, Recovered};
 use super::{Failure, SpoolError, Stored};
@@ -113,22 +115,27 @@ impl Inspection {
     }
 
     /// All messages, in the order of their ids.
-    pub fn heads(&self) -> impl Iterator<Item = &Head> {
-        self.found.index.entries().map(|(_, entry)| &entry.head)
+    pub fn heads(&self) -> impl Iterator<Item = Head> {
+        self.found.index.heads(None, usize::MAX).into_iter()
     }
 
-    pub fn head(&self, id: SpoolId) -> Option<&Head> {
-        self.found.index.get(id).map(|entry| &entry.head)
+    pub fn head(&self, id: SpoolId) -> Option<Head> {
+        self.found.index.find(id).map(|lies| match lies {
+            Lies::Log(entry) => entry.head,
+            Lies::Files(filed) => filed.head,
+        })
     }
 
     pub fn read(&self, id: SpoolId) -> Result<Stored, SpoolError> {
-        let entry = self.found.index.get(id).ok_or(SpoolError::Unknown(id))?;
-        Files { disk: &ReadOnly, paths: &self.paths }.message(id, entry)
+        match self.found.index.find(id).ok_or(SpoolError::Unknown(id))? {
+            Lies::Log(entry) => Files { disk: &ReadOnly, paths: &self.paths }.message(id, &entry),
+            Lies::Files(_) => failed::read_filed(&ReadOnly, &self.paths, id),
+        }
     }
 
     /// Reads the message as it would be sent. What is wrong with it, unless the report says so already.
     pub fn check(&self, id: SpoolId) -> Option<String> {
-        let entry = self.found.index.get(id)?;
+        let lies = self.found.index.find(id)?;
         if self.found.without_file.contains(&id) {
             return None;
         }
@@ -140,15 +147,18 @@ impl Inspection {
             SpoolError::Damaged(_, what) => what,
             other => other.to_string(),
         };
-        let place = match &entry.file {
-            Some(file) => {
-                let path = self.paths.bodies.join(&*file.name);
-                format!("{}, octets 0 to {}", path.display(), file.len)
-            }
-            None => {
-                let path = self.paths.segment(entry.put.segment);
-                format!("{}, octet {}", path.display(), entry.put.offset)
-            }
+        let place = match lies {
+            Lies::Files(_) => self.paths.eml(id).display().to_string(),
+            Lies::Log(entry) => match &entry.file {
+                Some(file) => {
+                    let path = self.paths.bodies.join(&*file.name);
+                    format!("{}, octets 0 to {}", path.display(), file.len)
+                }
+                None => {
+                    let path = self.paths.segment(entry.put.segment);
+                    format!("{}, octet {}", path.display(), entry.put.offset)
+                }
+            },
         };
         Some(format!("message {id}: {place}: {what}"))
     }
@@ -185,12 +195,14 @@ impl Inspection {
             log: segments.values().map(|segment| segment.len).sum(),
             ..Totals::default()
         };
-        for (_, entry) in self.found.index.entries() {
-            match entry.head.state {
+        for head in self.heads() {
+            match head.state {
                 QueueState::Queued => totals.queued += 1,
                 QueueState::Held => totals.held += 1,
                 QueueState::Failed => totals.failed += 1,
             }
+        }
+        for (_, entry) in self.found.index.entries() {
             if let Some(file) = &entry.file {
                 totals.files += 1;
                 totals.file_octets += file.len;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,7 +10,8 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::disk::{Disk, LockError, RealDisk};
-use super::index::{Entry, Index};
+use super::failed::{self, Bell, Filer};
+use super::index::{Entry, Index, Lies};
 use super::record::{self, Place, Record};
 use super::recover;
 use super::segment::Geometry;
@@ -24,8 +26,8 @@ use bytes::Bytes;
 /// The spool of one daemon.
 #[derive(Debug)]
 pub struct Log {
-    shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    pub(super) shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// What a start found.
@@ -112,7 +114,7 @@ impl Log {
     ) -> Result<(Self, Report), OpenError> {
         let paths = Paths::new(&config.path);
         let mut is_new = false;
-        for path in [&paths.root, &paths.log, &paths.bodies, &paths.tmp] {
+        for path in [&paths.root, &paths.log, &paths.bodies, &paths.failed, &paths.tmp] {
             let create = disk.create_dir(path);
             let created =
                 create.map_err(Failure::at(format!("making the folder {}", path.display())))?;
@@ -168,20 +170,32 @@ impl Log {
             queue: Queue::new(),
             space: Arc::new(space),
             trouble: Mutex::new(None),
+            filer: Bell::default(),
         });
         let writer = Writer::start(Arc::clone(&shared), found.next, lock)?;
-        let thread = std::thread::Builder::new()
-            .name("spool-writer".to_owned())
-            .spawn(move || writer.run())
-            .map_err(Failure::at("starting the writer of the spool"))?;
-        Ok((Self { shared, thread: Mutex::new(Some(thread)) }, report))
+        let filer = Filer::new(Arc::clone(&shared), config.keep_failed);
+        let log = Self { shared, threads: Mutex::default() };
+        log.spawn("spool-writer", move || writer.run())?;
+        log.spawn("spool-filer", move || filer.run())?;
+        Ok((log, report))
+    }
+
+    fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+        lock(&self.threads).push(thread.map_err(Failure::at(format!("starting {name}")))?);
+        Ok(())
+    }
+
+    /// Lets the threads end.
+    fn end(&self) -> Vec<JoinHandle<()>> {
+        self.shared.filer.close();
+        self.shared.queue.close();
+        mem::take(&mut *lock(&self.threads))
     }
 
     /// Writes and syncs what waits, then lets go of the spool. What comes later is answered [`SpoolError::Closed`].
     pub async fn close(&self) {
-        self.shared.queue.close();
-        let thread = lock(&self.thread).take();
-        if let Some(thread) = thread {
+        for thread in self.end() {
             // A panic of the thread was told to those that waited for it.
             drop(tokio::task::spawn_blocking(move || thread.join()).await);
         }
@@ -191,8 +205,7 @@ impl Log {
 /// Without [`Log::close`]: waits for what is under way, so that the spool is free for the next one.
 impl Drop for Log {
     fn drop(&mut self) {
-        self.shared.queue.close();
-        if let Some(thread) = lock(&self.thread).take() {
+        for thread in self.end() {
             drop(thread.join());
         }
     }
@@ -246,7 +259,7 @@ impl Spool for Log {
         held.set(in_memory);
         let (reply, answer) = tokio::sync::oneshot::channel();
         let is_durable = durability == Durability::Durable;
-        let permit = self.shared.queue.permit().await?;
+        let permit = Some(self.shared.queue.permit().await?);
         self.shared.queue.push(Request { records, files, is_durable, reply, held, permit })?;
         // The writer's thread drops the other end only when it panics.
         answer.await.unwrap_or(Err(SpoolError::Closed))
@@ -267,11 +280,10 @@ impl Spool for Log {
     }
 
     fn health(&self) -> Health {
-        Health {
-            trouble: lock(&self.shared.trouble).clone(),
-            free: self.shared.space.free(),
-            used: lock(&self.shared.index).used(),
-        }
+        let trouble = lock(&self.shared.trouble).clone();
+        let free = self.shared.space.free();
+        let index = lock(&self.shared.index);
+        Health { trouble, free, used: index.used(), failed: index.failed.count() }
     }
 
     fn has_room_for(&self, size: u64) -> bool {
@@ -289,6 +301,7 @@ pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) space: Arc<Space>,
     pub(super) trouble: Mutex<Option<String>>,
+    pub(super) filer: Bell,
 }
 
 impl fmt::Debug for Shared {
@@ -304,18 +317,22 @@ impl Shared {
 
     /// Reads a message. If its entry changed meanwhile (it was done, or written elsewhere), what was read may be no
     /// more, so only an error about an entry that still stands is one.
-    fn read(&self, id: SpoolId) -> Result<Stored, SpoolError> {
-        let mut entry = lock(&self.index).get(id).cloned().ok_or(SpoolError::Unknown(id))?;
+    pub(super) fn read(&self, id: SpoolId) -> Result<Stored, SpoolError> {
+        let mut place = lock(&self.index).find(id).ok_or(SpoolError::Unknown(id))?;
         loop {
-            let error = match self.files().message(id, &entry) {
+            let read = match &place {
+                Lies::Log(entry) => self.files().message(id, entry),
+                Lies::Files(_) => failed::read_filed(&*self.disk, &self.paths, id),
+            };
+            let error = match read {
                 Ok(stored) => return Ok(stored),
                 Err(error) => error,
             };
-            let now = lock(&self.index).get(id).cloned().ok_or(SpoolError::Unknown(id))?;
-            if now == entry {
+            let now = lock(&self.index).find(id).ok_or(SpoolError::Unknown(id))?;
+            if now == place {
                 return Err(error);
             }
-            entry = now;
+            place = now;
         }
     }
 }
@@ -361,7 +378,7 @@ impl Files<'_> {
                 match open {
                     Ok((len, open)) if len == file.len => {
                         let (file, crc32c) = (Arc::new(open), file.crc32c);
-                        Body::File(BodyFile { file, len, crc32c })
+                        Body::File(BodyFile { file, start: 0, len, crc32c })
                     }
                     Ok((len, _)) => {
                         let (path, should) = (path.display(), file.len);
@@ -418,6 +435,7 @@ pub(super) struct Paths {
     pub(super) root: PathBuf,
     pub(super) log: PathBuf,
     pub(super) bodies: PathBuf,
+    pub(super) failed: PathBuf,
     pub(super) tmp: PathBuf,
     /// Made when it is needed.
     pub(super) damaged: PathBuf,
@@ -429,6 +447,7 @@ impl Paths {
             root: root.to_owned(),
             log: root.join("log"),
             bodies: root.join("bodies"),
+            failed: root.join("failed"),
             tmp: root.join("tmp"),
             damaged: root.join("damaged"),
         }

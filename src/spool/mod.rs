@@ -12,7 +12,8 @@
 //! log/spare-N        files that were segments, or the reserve, to be overwritten
 //! log/new-N          a file that is to become a segment or the reserve
 //! bodies/NAME        contents over 1 MiB, each in a file of its own
-//! tmp/NAME           contents that are being received
+//! failed/ID.eml      failed messages with prepend and content, and what is known of each in failed/ID.json
+//! tmp/NAME           files that are being written
 //! damaged/           segments with damage (hard links), and contents that may belong to it
 //! ```
 //!
@@ -72,6 +73,7 @@ pub mod log;
 pub mod record;
 
 mod disk;
+mod failed;
 mod index;
 mod recover;
 mod segment;
@@ -155,7 +157,7 @@ pub enum Op {
     Hold { id: SpoolId, progress: Progress },
     /// Nothing is left to try, and at least one recipient failed: kept with its content.
     Fail { id: SpoolId, progress: Progress },
-    /// Every recipient was delivered to: it leaves the spool.
+    /// Every recipient was delivered to, or nobody wants it any more: it leaves the spool.
     Done { id: SpoolId },
 }
 
@@ -184,6 +186,8 @@ pub struct Health {
     pub free: u64,
     /// Octets the spool takes on disk.
     pub used: u64,
+    /// Messages that failed and are kept.
+    pub failed: usize,
 }
 
 #[derive(Debug)]

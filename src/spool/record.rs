@@ -20,7 +20,7 @@
 //! Every payload starts with the id (16, big-endian). Then a `Put` has time of acceptance (8), size (8), number of
 //! recipients (4), length of the envelope (4), the envelope as JSON, and the content as it is, so that `grep -a` finds
 //! it. `Update`, `Hold` and `Fail` have due (8), pending recipients (4), attempts (2), zero (2) and the progress as
-//! JSON. `Done` has nothing more. The fixed fields are what the index needs: a start parses no JSON for most messages.
+//! JSON. `Filed` has the time of failing (8) and the length of the `.eml` (8). `Done` has nothing more. The fixed fields are what the index needs: a start parses no JSON for most messages.
 
 use super::side_file::FileRef;
 use super::wire;
@@ -45,22 +45,24 @@ pub enum Kind {
     Hold = 3,
     Fail = 4,
     Done = 5,
+    /// The message has left the log for files of its own.
+    Filed = 16,
 }
 
 impl Kind {
     fn from_code(code: u8) -> Option<Self> {
-        [Self::Put, Self::Update, Self::Hold, Self::Fail, Self::Done]
+        [Self::Put, Self::Update, Self::Hold, Self::Fail, Self::Done, Self::Filed]
             .into_iter()
             .find(|kind| *kind as u8 == code)
     }
 
-    /// Where a message is after this record; `None` when it is gone.
+    /// Where a message is after this record; `None` when it is gone from the log.
     fn state(self) -> Option<QueueState> {
         match self {
             Self::Put | Self::Update => Some(QueueState::Queued),
             Self::Hold => Some(QueueState::Held),
             Self::Fail => Some(QueueState::Failed),
-            Self::Done => None,
+            Self::Done | Self::Filed => None,
         }
     }
 }
@@ -70,6 +72,7 @@ impl Kind {
 pub(super) enum Change {
     Put { head: Head, file: Option<FileRef> },
     Progress { state: QueueState, due: UnixMillis, pending: u32, attempts: u16 },
+    Filed { at: UnixMillis, len: u64 },
     Done,
 }
 
@@ -155,9 +158,27 @@ impl Record {
         Ok(Self { kind, id, change, payload: found.payload.to_vec(), content: Vec::new() })
     }
 
+    /// It lies in files since it failed, at `at`; `len` is that of its `.eml`.
+    pub(super) fn filed(id: SpoolId, at: UnixMillis, len: u64) -> Self {
+        let mut payload = id.as_u128().to_be_bytes().to_vec();
+        payload.extend_from_slice(&at.0.to_le_bytes());
+        payload.extend_from_slice(&len.to_le_bytes());
+        let change = Change::Filed { at, len };
+        Self { kind: Kind::Filed, id, change, payload, content: Vec::new() }
+    }
+
     /// Octets it takes in a segment, padding included.
     pub fn len_on_disk(&self) -> usize {
         len_on_disk(self.payload.len() + self.content.len())
+    }
+
+    /// Whether it leaves something for the filer to do.
+    pub(super) fn is_failure(&self) -> bool {
+        matches!(self.change, Change::Progress { state: QueueState::Failed, .. })
+    }
+
+    pub(super) fn is_filing(&self) -> bool {
+        matches!(self.change, Change::Filed { .. })
     }
 
     /// Whether its length can be written down.
@@ -317,6 +338,11 @@ impl Found<'_> {
         let too_short = || "a record is too short".to_owned();
         let id = fields.id().ok_or_else(too_short)?;
         let change = match (kind, kind.state()) {
+            (Kind::Filed, _) => {
+                let mut change =
+                    || Some(Change::Filed { at: UnixMillis(fields.u64()?), len: fields.u64()? });
+                change().ok_or_else(too_short)?
+            }
             (_, None) => Change::Done,
             (Kind::Put, Some(state)) => {
                 let put = self.has_file.then(|| self.put()).transpose()?;
@@ -360,7 +386,7 @@ impl Found<'_> {
     pub fn progress(&self) -> Result<(SpoolId, Progress), String> {
         match Kind::from_code(self.kind) {
             Some(Kind::Update | Kind::Hold | Kind::Fail) => {}
-            Some(Kind::Put | Kind::Done) | None => {
+            Some(Kind::Put | Kind::Done | Kind::Filed) | None => {
                 return Err("the record has no progress".to_owned());
             }
         }

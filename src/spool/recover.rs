@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::mem;
 use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
 use super::Failure;
 use super::disk::{self, Disk};
+use super::failed::Found;
 use super::index::Index;
 use super::log::{OpenError, Paths, Report};
 use super::segment::{self, Header};
@@ -22,6 +24,8 @@ pub(super) struct Recovered {
     pub(super) damaged: BTreeSet<u64>,
     /// Files in `bodies/` that no message names: left over from a crash, or of a record that is damaged.
     pub(super) stray: BTreeSet<String>,
+    /// Files in `failed/` that belong to nothing: left over from a crash, or from a record that is damaged.
+    unclaimed: Vec<PathBuf>,
     /// Files that were to become a segment.
     unnamed: Vec<PathBuf>,
     /// Messages whose side file is missing or has another length. The report has a sentence for each.
@@ -33,6 +37,8 @@ pub(super) struct Recovered {
 /// Reads the log, puts aside what is damaged, removes what no message names. Changes no segment.
 pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenError> {
     let mut found = read(disk, paths)?;
+    // The done-mark of a failed message goes once its files are gone, and they must not come back after that.
+    sync(disk, &paths.failed)?;
     // The header that this start writes says that they are synced, so they are.
     for number in &found.unsynced {
         let path = paths.segment(*number);
@@ -51,10 +57,16 @@ pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenEr
 pub(super) fn read(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenError> {
     let segments = list(disk, paths)?;
     let headers: Vec<_> = segments.iter().filter_map(|segment| segment.header).collect();
+    // A spool of an earlier version has no such folder until it is started.
+    let failed = match disk.names(&paths.failed) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        names => names.map_err(Failure::at(format!("reading {}", paths.failed.display())))?,
+    };
+    let failed = Found::new(failed);
     let mut replay = Replay {
         disk,
         paths,
-        index: Index::default(),
+        index: Index::new(failed.cabinet()),
         report: Report::default(),
         key: headers.first().map(|header| header.key),
         expected: None,
@@ -67,6 +79,7 @@ pub(super) fn read(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenErro
         replay.segment(segment, &segments[at + 1..])?;
     }
     replay.missing_before(replay.proven.saturating_add(1));
+    let unclaimed = replay.sort_out_failed(&failed)?;
     let (stray, without_file) = replay.side_files()?;
     replay.report.messages = replay.index.len();
 
@@ -86,6 +99,7 @@ pub(super) fn read(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenErro
         report: replay.report,
         damaged: replay.damaged,
         stray,
+        unclaimed,
         unnamed: blanks.unnamed,
         without_file,
         unsynced: segments.iter().skip(last_good).map(|segment| segment.number).collect(),
@@ -251,6 +265,17 @@ impl Replay<'_> {
         self.damaged.insert(number);
     }
 
+    /// Says of each failed message where it lies, and returns the files that belong to none.
+    fn sort_out_failed(&mut self, found: &Found) -> Result<Vec<PathBuf>, OpenError> {
+        let mut failed = mem::take(&mut self.index.failed);
+        let is_in_log = |id| self.index.get(id).is_some();
+        let report = &mut self.report;
+        let (strays, marks) = failed.sort_out(found, is_in_log, self.disk, self.paths, report)?;
+        self.index.failed = failed;
+        marks.into_iter().for_each(|mark| self.index.release(Some(mark)));
+        Ok(strays)
+    }
+
     /// Looks for the side file of each message. Returns the files that no message names, and the messages without.
     fn side_files(&mut self) -> Result<(BTreeSet<String>, BTreeSet<SpoolId>), OpenError> {
         let mut stray: BTreeSet<String> =
@@ -306,17 +331,19 @@ impl Recovered {
 
     /// Strays are removed; with damage about they may belong to it, and are put aside.
     fn tidy_files(&mut self, disk: &dyn Disk, paths: &Paths) -> Result<(), OpenError> {
-        for name in &self.stray {
-            let path = paths.bodies.join(name);
-            match self.damaged.is_empty() {
-                true => remove_stray(disk, &path, &mut self.report),
-                false => {
+        let stray = self.stray.iter().map(|name| paths.bodies.join(name));
+        let mut strays = stray.chain(self.unclaimed.iter().cloned()).peekable();
+        let is_any = strays.peek().is_some();
+        for path in strays {
+            match path.file_name().filter(|_| !self.damaged.is_empty()) {
+                None => remove_stray(disk, &path, &mut self.report),
+                Some(name) => {
                     let moved = disk.rename(&path, &paths.damaged.join(name));
                     moved.map_err(Failure::at(format!("putting aside {}", path.display())))?;
                 }
             }
         }
-        if !self.stray.is_empty() && !self.damaged.is_empty() {
+        if is_any && !self.damaged.is_empty() {
             sync(disk, &paths.damaged)?;
         }
         for path in &self.unnamed {

@@ -45,7 +45,7 @@ pub(super) struct Request {
     pub(super) is_durable: bool,
     pub(super) reply: oneshot::Sender<Result<(), SpoolError>>,
     pub(super) held: Counted,
-    pub(super) permit: OwnedSemaphorePermit,
+    pub(super) permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Request {
@@ -391,6 +391,9 @@ impl Writer {
             self.gone.extend(file.map(|file| self.shared.paths.bodies.join(&*file.name)));
         }
         drop(index);
+        if batch.iter().flat_map(|request| &request.records).any(Record::is_failure) {
+            self.shared.filer.ring();
+        }
         self.set_trouble(None);
         let is_synced = self.next.void_from == self.next.batch;
         if is_synced {
@@ -410,6 +413,8 @@ impl Writer {
 
     fn refuse(&self, batch: Vec<Request>) {
         for request in batch {
+            let filings = request.records.iter().filter(|record| record.is_filing());
+            filings.for_each(|record| lock(&self.shared.index).failed.refused(record.id));
             let error = self.trouble.as_ref().map(|trouble| trouble.failure.to_error());
             request.answer(Err(error.unwrap_or(SpoolError::Closed)));
         }
@@ -630,6 +635,9 @@ impl Writer {
         for path in mem::take(&mut self.gone) {
             self.remove_file(path);
         }
+        if lock(&self.shared.index).failed.settle() {
+            self.shared.filer.ring();
+        }
         // Where space is short, mail needs it more; the reserve stays.
         if self.next.spares.len() > 1
             && !self.shared.space.has_room_for(self.shared.geometry.segment)
@@ -786,29 +794,47 @@ impl Drop for End {
     }
 }
 
+/// Where a message is after what comes before in the batch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whereabouts {
+    Log,
+    Files,
+    Gone,
+}
+
 /// Whether `records` can be written after those of the batch so far, whose effect is in `changed`.
 fn admit(
     index: &Index,
-    changed: &mut HashMap<SpoolId, bool>,
+    changed: &mut HashMap<SpoolId, Whereabouts>,
     records: &[Record],
 ) -> Result<(), SpoolError> {
     let mut own = HashMap::new();
     for Record { id, change, .. } in records {
-        let known = own.get(id).or_else(|| changed.get(id));
-        let is_there = known.copied().unwrap_or_else(|| index.contains(*id));
-        let stays = match change {
-            Change::Put { .. } if is_there => {
+        let known = own.get(id).or_else(|| changed.get(id)).copied();
+        let is = known.unwrap_or_else(|| match index.contains(*id) {
+            true if index.get(*id).is_some() => Whereabouts::Log,
+            true => Whereabouts::Files,
+            false => Whereabouts::Gone,
+        });
+        let after = match (change, is) {
+            (Change::Put { .. }, Whereabouts::Gone) => Whereabouts::Log,
+            (Change::Put { .. }, Whereabouts::Log | Whereabouts::Files) => {
                 let error = io::Error::from(io::ErrorKind::AlreadyExists);
                 return Err(SpoolError::Io(format!("putting message {id}"), error));
             }
-            Change::Put { .. } => true,
-            Change::Progress { .. } | Change::Done if !is_there => {
+            (Change::Progress { .. }, Whereabouts::Log) => Whereabouts::Log,
+            // Nothing may have happened to it since its files were begun.
+            (Change::Filed { .. }, Whereabouts::Log)
+                if known.is_none() && index.failed.is_filing(*id) =>
+            {
+                Whereabouts::Files
+            }
+            (Change::Done, Whereabouts::Log | Whereabouts::Files) => Whereabouts::Gone,
+            (Change::Progress { .. } | Change::Filed { .. } | Change::Done, _) => {
                 return Err(SpoolError::Unknown(*id));
             }
-            Change::Progress { .. } => true,
-            Change::Done => false,
         };
-        own.insert(*id, stays);
+        own.insert(*id, after);
     }
     changed.extend(own);
     Ok(())

@@ -1030,6 +1030,12 @@ fn fill_by_mail(min_free: &str, size: usize) {
     sink.wait(accepted.len());
     gateway.wait_empty();
     eventually("/readyz to say so", || (gateway.get("/readyz").0 == 200).then_some(()));
+    // What was delivered goes once its done-marks are synced, a moment later.
+    eventually("the log to become short", || {
+        let log = disk.spool().join("log");
+        let octets = |name: &String| fs::metadata(log.join(name)).map_or(0, |file| file.len());
+        (names(&log).iter().map(octets).sum::<u64>() < 5_000_000).then_some(())
+    });
     // As much fits as before.
     for n in 0..10 {
         let token = format!("more-{n}");

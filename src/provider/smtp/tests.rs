@@ -151,7 +151,7 @@ fn small() -> Submission {
 fn on_disk(octets: &[u8], crc32c: u32) -> Body {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(octets).unwrap();
-    Body::File(BodyFile { file: Arc::new(file), len: octets.len() as u64, crc32c })
+    Body::File(BodyFile { file: Arc::new(file), start: 0, len: octets.len() as u64, crc32c })
 }
 
 /// The one outcome of a delivery.

@@ -21,7 +21,7 @@ use super::*;
 
 /// Where the spool lies. Every spool of these tests is opened by [`open_log`].
 fn spool() -> config::Spool {
-    config::Spool { path: "/spool".into(), min_free: 1_000_000 }
+    config::Spool { path: "/spool".into(), min_free: 1_000_000, keep_failed: WEEK }
 }
 
 /// So small that segments fill up, and are written over, in every run.
@@ -339,6 +339,7 @@ impl Run {
                 self.drive(together(all));
             }
             Step::Settle => {
+                self.log.as_ref().unwrap().shared.filer.wait_until_idle();
                 for _ in 0..50 {
                     let items = self.disk.state().items();
                     if !items.iter().any(|item| matches!(item, Item::Block(..))) {
@@ -718,14 +719,34 @@ async fn compare(
     if !report.damaged.is_empty() {
         return Err(format!("a power cut counts as damage: {:?}", report.damaged));
     }
+    // Failed messages move meanwhile: here from the log, below from their files.
     for (n, message) in model {
         message.compare(*n, log, verified).await?;
     }
-    let large = model.values().filter(|message| message.body.len() >= LARGE).count();
-    let names = ["bodies", "tmp"].map(|folder| disk.names(&spool().path.join(folder)).unwrap());
-    match (names[0].len(), names[1].len()) == (large, 0) {
+    log.shared.filer.wait_until_idle();
+    if log.heads(None, usize::MAX) != heads {
+        return Err(format!("filing changes what is listed from {heads:?}"));
+    }
+    let is_failed = |message: &Message| message.state == QueueState::Failed;
+    for (n, message) in model.iter().filter(|(_, message)| is_failed(message)) {
+        message.compare(*n, log, verified).await.map_err(|what| format!("filed: {what}"))?;
+        let eml = disk.content(&spool().path.join("failed").join(format!("{}.eml", id(*n))));
+        if eml.ok().as_deref() != Some(&*message.body) {
+            return Err(format!("the file of {n} is not its content"));
+        }
+    }
+    let is_large = |message: &&Message| message.body.len() >= LARGE && !is_failed(message);
+    let large = model.values().filter(is_large).count();
+    let failed = model.values().filter(|message| is_failed(message)).count();
+    let names = ["bodies", "tmp", "failed"];
+    let names = names.map(|folder| disk.names(&spool().path.join(folder)).unwrap());
+    // The side file of a message that was filed goes a while later, when that is synced.
+    let late = model.values().filter(|message| message.body.len() >= LARGE).count();
+    match (large..=late).contains(&names[0].len())
+        && (names[1].len(), names[2].len()) == (0, 2 * failed)
+    {
         true => Ok(model.clone()),
-        false => Err(format!("{large} large messages, and files {names:?}")),
+        false => Err(format!("{large} large messages, {failed} failed, and files {names:?}")),
     }
 }
 
@@ -787,13 +808,21 @@ fn all_steps() -> Vec<Step> {
         ]),
         Step::Discard { is_whole: false },
         Step::Discard { is_whole: true },
-        one(lazily(vec![Change::Done(5)])),
+        one(durably(vec![Change::Done(4), message(11, LARGE + 5_000)])),
+        one(lazily(vec![Change::Fail(11, 2), Change::Done(5)])),
         one(lazily(vec![Change::Update(1, 2)])),
+        Step::Settle,
         Step::Kill,
-        one(durably(vec![message(9, 9_000), Change::Done(1)])),
+        one(durably(vec![message(9, 9_000), Change::Done(1), Change::Done(11)])),
         one(lazily(vec![Change::Update(3, 2)])),
         Step::Restart,
-        one(durably(vec![Change::Done(4), Change::Done(6), Change::Done(7)])),
+        one(lazily(vec![Change::Fail(7, 1)])),
+        one(durably(vec![Change::Done(6), Change::Fail(8, 1)])),
+        Step::Settle,
+        // It is put again, and fails again.
+        one(lazily(vec![Change::Done(8), message(8, 60)])),
+        one(lazily(vec![Change::Fail(8, 4)])),
+        one(lazily(vec![Change::Done(7)])),
         one(durably(vec![Change::Done(3), Change::Done(8), Change::Done(9)])),
         one(durably(vec![message(10, 10)])),
     ]
@@ -802,6 +831,7 @@ fn all_steps() -> Vec<Step> {
 /// Steps that nobody thought of.
 fn random_steps(random: &mut Random) -> Vec<Step> {
     let mut known: Vec<u128> = Vec::new();
+    let mut failed: HashSet<u128> = HashSet::new();
     let mut next = 1;
     let mut large = 2;
     let mut steps = Vec::new();
@@ -813,7 +843,9 @@ fn random_steps(random: &mut Random) -> Vec<Step> {
                 let at = random.below(known.len().max(1) as u64);
                 let at = usize::try_from(at).unwrap();
                 let known_one = known.get(at).copied();
-                changes.push(match (random.below(8), known_one) {
+                // What has failed may lie in files already: nothing but its end can come.
+                let has_failed = known_one.is_some_and(|n| failed.contains(&n));
+                changes.push(match (if has_failed { 7 } else { random.below(8) }, known_one) {
                     (0..=3, _) | (_, None) => {
                         let len = match random.below(12) {
                             0 if can_be_large && large > 0 => {
@@ -830,7 +862,10 @@ fn random_steps(random: &mut Random) -> Vec<Step> {
                     }
                     (4, Some(n)) => Change::Update(n, attempts),
                     (5, Some(n)) => Change::Hold(n, attempts),
-                    (6, Some(n)) => Change::Fail(n, attempts),
+                    (6, Some(n)) => {
+                        failed.insert(n);
+                        Change::Fail(n, attempts)
+                    }
                     (_, Some(n)) => {
                         known.remove(at);
                         Change::Done(n)
@@ -1363,6 +1398,38 @@ fn what_was_put_aside_survives_a_power_cut() {
             runtime.block_on(open_log(&disk)).unwrap();
         }
     }
+}
+
+/// The done-mark of a failed message goes as soon as a start misses its files.
+#[test]
+fn files_that_a_start_takes_for_gone_do_not_come_back_with_a_power_cut() {
+    let runtime = runtime();
+    let mut run = Run::new(SimDisk::new(), Model::new());
+    run.open().unwrap();
+    run.step(Step::Apply(vec![durably(vec![message(1, 100)])]));
+    run.step(Step::Apply(vec![durably(vec![Change::Fail(1, 1)])]));
+    run.step(Step::Settle);
+    run.step(Step::Apply(vec![durably(vec![Change::Done(1)])]));
+    run.step(Step::Settle);
+    let run = run.finish();
+    let names = |disk: &SimDisk| disk.names(&spool().path.join("failed")).unwrap_or_default();
+    let without_power = |disk: &SimDisk| {
+        let state = disk.state();
+        let items = state.items();
+        let cut = Cut { chosen: vec![false; items.len()], ..Cut::default() };
+        names(&disk.cut(&state, &items, &cut))
+    };
+    let mut seen = 0;
+    for shot in &run.shots {
+        let disk = run.disk.kill_at(&shot.state);
+        if !names(&disk).is_empty() || without_power(&disk).is_empty() {
+            continue;
+        }
+        seen += 1;
+        let (log, _) = runtime.block_on(open_log(&disk)).unwrap();
+        assert_eq!((ids(&log), without_power(&disk)), (vec![], vec![]), "{:?}", shot.at);
+    }
+    assert!(seen > 0, "no shot of removed files in a folder that was not synced");
 }
 
 #[test]

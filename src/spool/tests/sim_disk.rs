@@ -29,6 +29,8 @@ type Block = Arc<[u8; BLOCK]>;
 type Node = u64;
 
 const ROOT: Node = 0;
+/// Contents that are kept open: a process may have only so many files.
+const BODIES: usize = 100;
 
 /// A handle: clones are the same disk.
 #[derive(Clone)]
@@ -698,6 +700,9 @@ impl Disk for SimDisk {
         }
         let file = tempfile::tempfile()?;
         file.write_all_at(&content.to_vec(), 0)?;
+        if bodies.len() >= BODIES {
+            bodies.remove(0);
+        }
         bodies.push((content.clone(), file.try_clone()?));
         Ok(file)
     }

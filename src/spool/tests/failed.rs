@@ -1,0 +1,337 @@
+//! Failed messages in files of their own.
+
+use super::*;
+
+const FOLDER: &str = "failed";
+
+fn fail(n: u128) -> Op {
+    let cause = Cause::new(Scope::Recipient, outcome::Stage::Rcpt, "550 no such user");
+    let failed = RcptStatus::Failed(cause);
+    let rcpts = vec![failed.clone(), failed];
+    Op::Fail { id: id(n), progress: Progress { rcpts, ..progress(3) } }
+}
+
+fn with_prepend(n: u128) -> Envelope {
+    Envelope { prepend: Bytes::from_static(b"Received: from app\r\n"), ..envelope(n) }
+}
+
+fn path(dir: &TempDir, n: u128, ending: &str) -> PathBuf {
+    dir.path().join("spool").join(FOLDER).join(format!("{}.{ending}", id(n)))
+}
+
+fn is_in_log(log: &Log, n: u128) -> bool {
+    lock(&log.shared.index).get(id(n)).is_some()
+}
+
+async fn filed(log: &Log, n: u128) {
+    until(|| !is_in_log(log, n)).await;
+}
+
+/// A spool with message 1, which lies in files, and has a prepended line.
+async fn with_filed(content: &[u8]) -> (TempDir, Log, Stored) {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir).await;
+    let body = stage(&log, content).await;
+    durable(&log, vec![Op::Put { envelope: with_prepend(1), body }]).await;
+    let failed = log.apply(vec![fail(1)], Durability::Lazy).await;
+    failed.unwrap();
+    let stored = log.open(id(1)).await.unwrap();
+    filed(&log, 1).await;
+    (dir, log, stored)
+}
+
+#[tokio::test]
+async fn a_failed_message_leaves_the_log_and_reads_the_same() {
+    for len in [0, 5, 300_000, 1_100_000] {
+        let content = vec![b'x'; len];
+        let (dir, log, stored) = with_filed(&content).await;
+        until(|| files(&dir, "bodies").is_empty()).await;
+        assert_eq!(files(&dir, FOLDER), [path(&dir, 1, "eml"), path(&dir, 1, "json")]);
+        let eml = fs::read(path(&dir, 1, "eml")).unwrap();
+        assert_eq!(eml, [&b"Received: from app\r\n"[..], &content].concat());
+        let json: serde_json::Value =
+            serde_json::from_slice(&fs::read(path(&dir, 1, "json")).unwrap()).unwrap();
+        assert_eq!(json["id"], id(1).to_string());
+        let check = async |log: &Log| {
+            let heads = log.heads(None, 9);
+            let [head] = heads[..] else { panic!("{heads:?}") };
+            assert_eq!((head.id, head.state, head.attempts), (id(1), QueueState::Failed, 3));
+            assert_eq!((head.size, head.pending, head.due.0), (5, 0, 7_000));
+            assert_eq!(log.health().failed, 1);
+            let again = log.open(id(1)).await.unwrap();
+            assert_eq!(again.envelope, stored.envelope);
+            assert_eq!(again.progress, stored.progress);
+            assert_eq!(read_all(&again.body).await.unwrap(), content);
+        };
+        check(&log).await;
+        drop(log);
+        let (log, report) = open(&dir).await;
+        assert_eq!(report, Report { messages: 1, ..Report::default() });
+        check(&log).await;
+        assert!(!is_in_log(&log, 1));
+    }
+}
+
+#[tokio::test]
+async fn files_are_private() {
+    let (dir, _log, _) = with_filed(b"secret").await;
+    for file in files(&dir, FOLDER) {
+        assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o7777, 0o600);
+    }
+}
+
+#[tokio::test]
+async fn listings_are_in_order_whatever_lies_where() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir).await;
+    durable(&log, (1..=6).map(|n| put(n, b"hello")).collect()).await;
+    durable(&log, vec![fail(2), fail(3), fail(6)]).await;
+    for n in [2, 3, 6] {
+        filed(&log, n).await;
+    }
+    assert_eq!(ids(&log), [1, 2, 3, 4, 5, 6]);
+    let after = |n: u128| log.heads(Some(id(n)), 2).iter().map(|h| h.id.as_u128()).collect();
+    let pages: [Vec<u128>; 4] = [1, 2, 4, 6].map(after);
+    assert_eq!(pages, [vec![2, 3], vec![3, 4], vec![5, 6], vec![]]);
+}
+
+#[tokio::test]
+async fn a_filed_message_that_is_done_leaves_nothing() {
+    for durability in [Durability::Durable, Durability::Lazy] {
+        let (dir, log, _) = with_filed(b"hello").await;
+        log.apply(vec![done(1)], durability).await.unwrap();
+        assert_eq!(ids(&log), []);
+        assert!(matches!(log.open(id(1)).await, Err(SpoolError::Unknown(_))));
+        until(|| files(&dir, FOLDER).is_empty()).await;
+        drop(log);
+        let (log, report) = open(&dir).await;
+        assert_eq!((ids(&log), report), (vec![], Report::default()));
+    }
+}
+
+#[tokio::test]
+async fn nothing_but_its_end_happens_to_a_filed_message() {
+    let (_dir, log, _) = with_filed(b"hello").await;
+    for op in [update(1, 1), Op::Hold { id: id(1), progress: progress(1) }, fail(1)] {
+        let refused = log.apply(vec![op], Durability::Durable).await;
+        assert!(matches!(refused, Err(SpoolError::Unknown(_))), "{refused:?}");
+    }
+    let twice = log.apply(vec![put(1, b"again")], Durability::Durable).await;
+    assert!(matches!(twice, Err(SpoolError::Io(..))), "{twice:?}");
+}
+
+#[tokio::test]
+async fn a_filed_message_can_be_put_again() {
+    for len in [5, 2_000_000] {
+        let content = vec![b'y'; len];
+        let (dir, log, stored) = with_filed(&content).await;
+        let (envelope, progress, body) = log.restore(id(1)).await.unwrap();
+        assert_eq!((&envelope, &progress), (&stored.envelope, &stored.progress));
+        assert_eq!(matches!(body, Staged::File(_)), len > 1024 * 1024);
+        let ops = vec![done(1), Op::Put { envelope, body }, update(1, 0)];
+        log.apply(ops, Durability::Lazy).await.unwrap();
+        assert!(is_in_log(&log, 1));
+        assert!(matches!(log.restore(id(1)).await, Err(SpoolError::Unknown(_))));
+        // And fails again.
+        log.apply(vec![fail(1)], Durability::Lazy).await.unwrap();
+        filed(&log, 1).await;
+        assert_eq!((ids(&log), body_of(&log).await), (vec![1], content.clone()));
+        drop(log);
+        let (log, report) = open(&dir).await;
+        assert_eq!(report, Report { messages: 1, ..Report::default() });
+        assert_eq!(body_of(&log).await, content);
+    }
+}
+
+async fn body_of(log: &Log) -> Vec<u8> {
+    body(log, 1).await
+}
+
+#[tokio::test]
+async fn a_message_in_the_log_wins_over_its_files() {
+    let (dir, log, _) = with_filed(b"hello").await;
+    let (envelope, _, body) = log.restore(id(1)).await.unwrap();
+    let kept = [path(&dir, 1, "eml"), path(&dir, 1, "json")].map(|p| (fs::read(&p).unwrap(), p));
+    durable(&log, vec![done(1), Op::Put { envelope, body }]).await;
+    drop(log);
+    kept.iter().for_each(|(bytes, path)| fs::write(path, bytes).unwrap());
+    let (log, report) = open(&dir).await;
+    assert_eq!(report, Report { messages: 1, ..Report::default() });
+    assert_eq!(log.heads(None, 9)[0].state, QueueState::Queued);
+    until(|| files(&dir, FOLDER).is_empty()).await;
+    durable(&log, vec![done(1)]).await;
+    drop(log);
+    // Nor do they come back when it is done, as long as the log knows of it.
+    kept.iter().for_each(|(bytes, path)| fs::write(path, bytes).unwrap());
+    let (log, _) = open(&dir).await;
+    assert_eq!(ids(&log), []);
+    until(|| files(&dir, FOLDER).is_empty()).await;
+}
+
+#[tokio::test]
+async fn damaged_files_are_reported_and_kept() {
+    type Damage = fn(&Path, &Path);
+    let cases: [(Damage, &str, usize); 6] = [
+        (|eml, _| fs::remove_file(eml).unwrap(), ".eml cannot be read", 1),
+        (|eml, _| fs::write(eml, b"short").unwrap(), ".eml has 5 octets instead of 25", 1),
+        (|_, json| fs::remove_file(json).unwrap(), ".json: it is missing", 0),
+        (|_, json| fs::write(json, b"{}").unwrap(), ".json: it has no checksum", 0),
+        (
+            |_, json| {
+                let text = fs::read_to_string(json).unwrap();
+                fs::write(json, text.replace("a@example.com", "z@example.com")).unwrap();
+            },
+            ".json: it is not what was written",
+            0,
+        ),
+        (|eml, _| fs::write(eml, vec![b'x'; 25]).unwrap(), "", 1),
+    ];
+    for (damage, says, listed) in cases {
+        let (dir, log, _) = with_filed(b"hello").await;
+        drop(log);
+        damage(&path(&dir, 1, "eml"), &path(&dir, 1, "json"));
+        let before = files(&dir, FOLDER);
+        let (log, report) = open(&dir).await;
+        let said = report.damaged.join("\n");
+        assert!(said.contains(says) && said.is_empty() == says.is_empty(), "{said:?}, {says}");
+        assert_eq!(ids(&log).len(), listed, "{said}");
+        if listed == 1 {
+            let read = match log.open(id(1)).await {
+                Ok(stored) => read_all(&stored.body).await.map_err(|e| e.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            assert!(read.is_err(), "{read:?}");
+            assert!(log.restore(id(1)).await.is_err());
+        }
+        log.shared.filer.wait_until_idle();
+        assert_eq!(files(&dir, FOLDER), before);
+    }
+}
+
+#[tokio::test]
+async fn a_content_without_its_json_is_removed() {
+    let dir = TempDir::new().unwrap();
+    drop(open(&dir).await);
+    fs::write(path(&dir, 1, "eml"), b"x").unwrap();
+    fs::write(dir.path().join("spool/failed/notes.txt"), b"of the operator").unwrap();
+    let (_log, report) = open(&dir).await;
+    assert_eq!(report, Report { strays: 1, ..Report::default() });
+    assert_eq!(files(&dir, FOLDER).len(), 1);
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_or_is_full_leaves_it_in_the_log_for_now() {
+    let dir = TempDir::new().unwrap();
+    let disk = TestDisk::new();
+    let (log, _) = open_on(&disk, &dir).await;
+    durable(&log, vec![put(1, b"hello"), put(2, b"hello")]).await;
+    log.shared.filer.wait_until_idle();
+    disk.free.store(1_000_004, Ordering::SeqCst);
+    until(|| !log.has_room_for(5)).await;
+    durable(&log, vec![fail(1)]).await;
+    log.shared.filer.wait_until_idle();
+    assert!(is_in_log(&log, 1));
+    assert_eq!((files(&dir, FOLDER).len(), files(&dir, "tmp").len()), (0, 0));
+    assert_eq!(body(&log, 1).await, b"hello");
+    disk.free.store(u64::MAX, Ordering::SeqCst);
+    until(|| log.has_room_for(5)).await;
+    durable(&log, vec![fail(2)]).await;
+    filed(&log, 1).await;
+    filed(&log, 2).await;
+    assert_eq!(files(&dir, FOLDER).len(), 4);
+}
+
+#[tokio::test]
+async fn whatever_operation_of_the_filer_fails_the_message_stays_and_is_filed_later() {
+    let mut is_over = false;
+    let mut at = 0;
+    while !is_over {
+        let dir = TempDir::new().unwrap();
+        let disk = TestDisk::new();
+        let (log, _) = open_on(&disk, &dir).await;
+        let body = stage(&log, &vec![b'x'; 1_100_000]).await;
+        durable(&log, vec![put(1, b"hello"), Op::Put { envelope: envelope(2), body }]).await;
+        log.shared.filer.wait_until_idle();
+        // The record of the failure takes two: write and sync.
+        disk.fail(disk.count.load(Ordering::SeqCst) + 2 + at, 1, EIO);
+        durable(&log, vec![fail(1), fail(2)]).await;
+        log.shared.filer.wait_until_idle();
+        assert_eq!(ids(&log), [1, 2], "{at}");
+        is_over = !is_in_log(&log, 1) && !is_in_log(&log, 2);
+        disk.heal();
+        let killed = snapshot(&dir);
+        drop(log);
+        for dir in [dir, killed] {
+            let (log, report) = open(&dir).await;
+            assert_eq!((ids(&log), report.damaged), (vec![1, 2], vec![]), "{at}");
+            filed(&log, 1).await;
+            filed(&log, 2).await;
+            assert_eq!(
+                read_all(&log.open(id(2)).await.unwrap().body).await.unwrap().len(),
+                1_100_000
+            );
+            until(|| files(&dir, FOLDER).len() == 4).await;
+        }
+        at += 1;
+    }
+    assert!(at > 10, "{at}");
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_read_stays_in_the_log() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir).await;
+    let body = stage(&log, &vec![b'x'; 1_100_000]).await;
+    durable(&log, vec![Op::Put { envelope: envelope(1), body }, put(2, b"hello")]).await;
+    let file = files(&dir, "bodies").remove(0);
+    fs::write(&file, vec![b'y'; 1_100_000]).unwrap();
+    durable(&log, vec![fail(1), fail(2)]).await;
+    filed(&log, 2).await;
+    log.shared.filer.wait_until_idle();
+    assert!(is_in_log(&log, 1));
+    assert!(file.exists());
+    until(|| files(&dir, FOLDER).len() == 2).await;
+}
+
+#[tokio::test]
+async fn old_failed_messages_are_removed() {
+    let (dir, log, _) = with_filed(b"hello").await;
+    durable(&log, vec![put(2, b"queued")]).await;
+    let shared = Arc::clone(&log.shared);
+    let expire = async |time: u64| {
+        let shared = Arc::clone(&shared);
+        let expire = move || crate::spool::failed::expire(&shared, UnixMillis(time));
+        tokio::task::spawn_blocking(expire).await.unwrap();
+    };
+    expire(1_000_000).await;
+    assert_eq!(ids(&log), [1, 2]);
+    expire(crate::clock::wall().0 + 1_000).await;
+    assert_eq!(ids(&log), [2]);
+    assert_eq!(log.health().failed, 0);
+    until(|| files(&dir, FOLDER).is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_done_mark_stays_as_long_as_the_files() {
+    let (dir, log, _) = with_filed(b"hello").await;
+    let mib = vec![b'x'; 1024 * 1024];
+    // Its files cannot be removed: they are folders.
+    for ending in ["eml", "json"] {
+        fs::rename(path(&dir, 1, ending), dir.path().join(ending)).unwrap();
+        fs::create_dir(path(&dir, 1, ending)).unwrap();
+    }
+    durable(&log, vec![done(1)]).await;
+    for n in 2..=70 {
+        log.apply(vec![put(n, &mib), done(n)], Durability::Lazy).await.unwrap();
+    }
+    drop(log);
+    for ending in ["eml", "json"] {
+        fs::remove_dir(path(&dir, 1, ending)).unwrap();
+        fs::rename(dir.path().join(ending), path(&dir, 1, ending)).unwrap();
+    }
+    let (log, _) = open(&dir).await;
+    assert_eq!(ids(&log), []);
+    until(|| files(&dir, FOLDER).is_empty()).await;
+    durable(&log, vec![put(100, b"x")]).await;
+    until(|| segments(&dir).len() == 1).await;
+}
