@@ -178,7 +178,7 @@ impl App {
 
 /// What the start found in the spool.
 fn tell(report: &Report) {
-    let Report { messages, damaged, torn, strays } = report;
+    let Report { messages, in_doubt, damaged, torn, strays } = report;
     for damage in damaged {
         error!(event = "damaged", %damage, "the spool is damaged: {damage}; all else in it is kept and delivered");
     }
@@ -187,6 +187,12 @@ fn tell(report: &Report) {
             torn,
             strays,
             "the last run did not end in order: what it had not yet answered with 250 was dropped"
+        );
+    }
+    if *in_doubt > 0 {
+        warn!(
+            in_doubt,
+            "the last run ended within {in_doubt} attempts: what they were sending may have been taken"
         );
     }
     info!(event = "opened_spool", messages, "{messages} messages in the spool");

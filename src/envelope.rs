@@ -135,13 +135,15 @@ pub struct Progress {
     pub first_deferral: Option<UnixMillis>,
     /// One for each recipient of the envelope, in its order.
     pub rcpts: Vec<RcptStatus>,
+    /// The positions of the recipients of the part whose content may be leaving now; none but in the mark of an attempt.
+    pub sending: Vec<u32>,
 }
 
 impl Progress {
     /// A message just accepted.
     pub fn new(accepted: UnixMillis, rcpts: usize) -> Self {
         let rcpts = vec![RcptStatus::Pending { last: None }; rcpts];
-        Self { attempts: 0, due: accepted, first_deferral: None, rcpts }
+        Self { attempts: 0, due: accepted, first_deferral: None, rcpts, sending: Vec::new() }
     }
 
     /// The positions of the recipients that are still to be delivered to.
@@ -179,6 +181,8 @@ pub struct Head {
     pub size: u64,
     pub pending: u32,
     pub attempts: u16,
+    /// A former run began an attempt and wrote no outcome of it: what it was sending may have been taken.
+    pub in_doubt: bool,
 }
 
 /// Whether the gateway takes mail now. Written by `app` from the state of provider and spool; read by the listener at

@@ -170,7 +170,7 @@ impl Metrics {
             in_doubt: metric!(
                 IntCounter,
                 "in_doubt_total",
-                "Attempts whose content was given away and that got no answer: the remote may have taken them."
+                "Recipients whose content was given away, or may have been when the process was killed, and that got no answer: the remote may have taken it."
             ),
             queue: metric!(
                 IntGaugeVec,

@@ -141,6 +141,10 @@ impl<K: Ord + Copy, V> OrderedMap<K, V> {
         self.chunks.values().flatten().map(|(key, value)| (key, value))
     }
 
+    pub fn for_each_mut(&mut self, change: impl FnMut(&mut V)) {
+        self.chunks.values_mut().flatten().map(|(_, value)| value).for_each(change);
+    }
+
     /// Entries with keys above `after`, in order; all where it is none.
     pub fn iter_after(&self, after: Option<K>) -> impl Iterator<Item = (&K, &V)> {
         let start = after
@@ -182,6 +186,11 @@ mod tests {
             }
             assert!(map.iter().eq(model.iter()));
             assert!(map.iter_after(None).eq(model.iter()));
+            map.for_each_mut(|value| *value += 1);
+            assert!(map.iter().eq(model.iter_mut().map(|(key, value)| {
+                *value += 1;
+                (key, &*value)
+            })));
             assert!(map.chunks.values().all(|chunk| !chunk.is_empty() && chunk.len() <= CHUNK));
         }
     }

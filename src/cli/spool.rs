@@ -236,7 +236,11 @@ fn unreadable(error: &SpoolError) -> Stop {
     let code = match error {
         SpoolError::Damaged(..) => super::EX_DATAERR,
         SpoolError::Unknown(_) => super::EX_NOINPUT,
-        SpoolError::Full | SpoolError::Io(..) | SpoolError::Closed => super::EX_OSERR,
+        SpoolError::Full
+        | SpoolError::Io(..)
+        | SpoolError::Closed
+        | SpoolError::Refused(..)
+        | SpoolError::Unfit(..) => super::EX_OSERR,
     };
     Stop::Said(code, shown(&error.to_string()))
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
@@ -17,7 +18,7 @@ use crate::config::Retry;
 use crate::delivery::gate::{Admit, Change, Gate, Pass};
 use crate::delivery::retry;
 use crate::delivery::schedule::Schedule;
-use crate::envelope::{QueueState, RcptStatus, SpoolId, UnixMillis};
+use crate::envelope::{Progress, QueueState, RcptStatus, SpoolId, UnixMillis};
 use crate::metrics::Metrics;
 use crate::outcome::{Cause, Outcome, Scope, Stage};
 use crate::provider::{BoxFuture, Outcomes, Provider, Submission};
@@ -48,6 +49,8 @@ pub struct Dispatcher<S> {
     schedule: Schedule,
     attempts: JoinSet<Ended>,
     in_flight: HashMap<Id, (SpoolId, Pass)>,
+    /// What a former run was sending when it ended.
+    in_doubt: Vec<SpoolId>,
     held: usize,
 }
 
@@ -68,7 +71,7 @@ enum Ended {
     Again(Instant),
     /// It waits for an operator.
     Held,
-    /// Delivered, or failed: nothing is left to try.
+    /// Delivered, or failed: nothing is left to try. Or someone else has taken it out of the queue.
     Done,
 }
 
@@ -91,6 +94,7 @@ impl<S: Spool> Dispatcher<S> {
             schedule: Schedule::new(clock::now()),
             attempts: JoinSet::new(),
             in_flight: HashMap::new(),
+            in_doubt: Vec::new(),
             held: 0,
         }
     }
@@ -98,6 +102,11 @@ impl<S: Spool> Dispatcher<S> {
     /// Runs until `stop` fires; then nothing new begins, and what is under way gets `grace` to end.
     pub async fn run(mut self, stop: CancellationToken, grace: Duration) {
         self.shared.metrics.provider_open.set(i64::from(self.shared.provider.is_some()));
+        // No more than were in flight at once then. They ask nothing of the provider, so the gate has no say.
+        for id in mem::take(&mut self.in_doubt) {
+            let task = self.attempts.spawn(doubt(Arc::clone(&self.shared), id));
+            self.in_flight.insert(task.id(), (id, Pass::Free));
+        }
         loop {
             let wake_at = self.begin_what_is_due();
             self.count();
@@ -124,6 +133,7 @@ impl<S: Spool> Dispatcher<S> {
             after = Some(last.id);
             for head in heads {
                 match head.state {
+                    QueueState::Queued if head.in_doubt => self.in_doubt.push(head.id),
                     QueueState::Queued => {
                         // A clock that stepped does not make mail wait longer than the schedule ever would (R73).
                         let wait = head.due.since(wall).min(self.shared.settings.retry.max);
@@ -255,27 +265,19 @@ async fn attempt<S: Spool>(
     pass: Pass,
 ) -> Ended {
     let began = clock::now();
-    let stored = match shared.spool.open(id).await {
+    let stored = match read_back(&shared, id).await {
         Ok(stored) => stored,
-        Err(SpoolError::Unknown(_)) => {
-            shared.gate().unclear(pass, began);
-            return Ended::Done;
-        }
-        Err(error @ SpoolError::Damaged(..)) => {
-            shared.gate().unclear(pass, began);
-            error!(event = "held", %id, %error, "message {id} cannot be read back and waits: {error}; it stays in the spool");
-            return Ended::Held;
-        }
-        // No descriptor, no memory, a disk that is away: nothing that the message could help, and it may pass.
-        Err(error @ (SpoolError::Io(..) | SpoolError::Full | SpoolError::Closed)) => {
-            let now = clock::now();
-            shared.gate().unclear(pass, now);
-            error!(event = "deferred", %id, %error, "message {id} cannot be read back now: {error}; trying again");
-            return Ended::Again(now + shared.settings.retry.first);
+        Err(ended) => {
+            shared.gate().unclear(pass, clock::now());
+            return ended;
         }
     };
     let mut round = Round::new(&shared, stored, pass, began);
-    round.deliver(provider.as_ref()).await;
+    if round.message.progress.sending.is_empty() {
+        round.deliver(provider.as_ref()).await;
+    } else {
+        round.doubt();
+    }
     // A probe that came to no part (nothing was pending any more) must not keep the gate waiting.
     shared.gate().unclear(round.pass, clock::now());
     let ended = round.conclude().await;
@@ -286,12 +288,53 @@ async fn attempt<S: Spool>(
     ended
 }
 
+/// Puts down what a former run was sending as maybe sent.
+async fn doubt<S: Spool>(shared: Arc<Shared<S>>, id: SpoolId) -> Ended {
+    let stored = match read_back(&shared, id).await {
+        Ok(stored) => stored,
+        // The next attempt sees the mark too.
+        Err(ended) => return ended,
+    };
+    let mut round = Round::new(&shared, stored, Pass::Free, clock::now());
+    round.doubt();
+    round.conclude().await
+}
+
+/// The message; or what follows from its not being there.
+async fn read_back<S: Spool>(shared: &Shared<S>, id: SpoolId) -> Result<Stored, Ended> {
+    match shared.spool.open(id).await {
+        Ok(stored) => Ok(stored),
+        Err(SpoolError::Unknown(_)) => Err(Ended::Done),
+        Err(error @ SpoolError::Damaged(..)) => {
+            error!(event = "held", %id, %error, "message {id} cannot be read back and waits: {error}; it stays in the spool");
+            Err(Ended::Held)
+        }
+        // No descriptor, no memory, a disk that is away: nothing that the message could help, and it may pass.
+        Err(
+            error @ (SpoolError::Io(..)
+            | SpoolError::Full
+            | SpoolError::Closed
+            | SpoolError::Refused(..)
+            | SpoolError::Unfit(..)),
+        ) => {
+            error!(event = "deferred", %id, %error, "message {id} cannot be read back now: {error}; trying again");
+            Err(Ended::Again(clock::now() + shared.settings.retry.first))
+        }
+    }
+}
+
 /// The state of one attempt at one message.
 struct Round<'a, S> {
     shared: &'a Shared<S>,
     message: Stored,
+    /// As it was found on disk.
+    before: Progress,
     pass: Pass,
     began: Instant,
+    /// The mark of an attempt was written, and nothing that ends it.
+    marked: bool,
+    /// The message is not ours to change any more.
+    gone: bool,
     /// Some recipient came to an end in this attempt, so the state on disk is old.
     changed: bool,
     /// Some recipient was deferred for a reason of its own or its message's.
@@ -315,11 +358,15 @@ enum Stop {
 
 impl<'a, S: Spool> Round<'a, S> {
     fn new(shared: &'a Shared<S>, message: Stored, pass: Pass, began: Instant) -> Self {
+        let before = message.progress.clone();
         Self {
             shared,
             message,
+            before,
             pass,
             began,
+            marked: false,
+            gone: false,
             changed: false,
             deferred: false,
             held: false,
@@ -336,6 +383,10 @@ impl<'a, S: Spool> Round<'a, S> {
         let pending: Vec<usize> = self.message.progress.pending().collect();
         let mut parts = pending.chunks(provider.limits().recipients.max(1)).peekable();
         while let Some(part) = parts.next() {
+            if !self.mark(part).await {
+                self.gone = true;
+                return;
+            }
             let body = self.message.body.clone();
             let submission =
                 Submission { envelope: Arc::clone(&envelope), part: part.to_vec(), body };
@@ -355,6 +406,47 @@ impl<'a, S: Spool> Round<'a, S> {
                 self.write(|| Op::Update { id, progress: progress.clone() }, Durability::Durable)
                     .await;
             }
+        }
+    }
+
+    /// Marks on disk that the content of `part` is about to leave, so that the next start knows what may have been taken
+    /// should there be no outcome. False: the message is not to be sent.
+    async fn mark(&mut self, part: &[usize]) -> bool {
+        let id = self.id();
+        let mut progress = self.message.progress.clone();
+        progress.sending = part.iter().filter_map(|rcpt| u32::try_from(*rcpt).ok()).collect();
+        let marked = self.shared.spool.apply(vec![Op::Attempt { id, progress }], Durability::Lazy);
+        match marked.await {
+            Ok(()) => {
+                self.marked = true;
+                true
+            }
+            // An operator was quicker; or the daemon is ending.
+            Err(SpoolError::Unknown(_) | SpoolError::Refused(..) | SpoolError::Closed) => false,
+            // Sent all the same: on a full disk nothing else makes room.
+            Err(
+                error @ (SpoolError::Full
+                | SpoolError::Io(..)
+                | SpoolError::Damaged(..)
+                | SpoolError::Unfit(..)),
+            ) => {
+                warn!(%id, %error, "message {id} is sent without a mark on disk: {error}");
+                true
+            }
+        }
+    }
+
+    /// An attempt of a former run, or one that panicked, left its mark and nothing else.
+    fn doubt(&mut self) {
+        let sending = mem::take(&mut self.message.progress.sending);
+        let pending: Vec<usize> = self.message.progress.pending().collect();
+        self.changed = true;
+        for rcpt in
+            pending.into_iter().filter(|rcpt| sending.iter().any(|it| *it as usize == *rcpt))
+        {
+            let words = "the gateway ended while it was sending this";
+            let cause = Cause::new(Scope::Message, Stage::Local, words);
+            self.settle(rcpt, Outcome::Deferred(Cause { maybe_sent: true, ..cause }));
         }
     }
 
@@ -489,6 +581,9 @@ impl<'a, S: Spool> Round<'a, S> {
 
     /// Writes what became of the message and says when it is tried again.
     async fn conclude(mut self) -> Ended {
+        if self.gone {
+            return Ended::Done;
+        }
         let (now, wall) = (clock::now(), clock::wall());
         let retry = &self.shared.settings.retry;
         let own = self.deferred && self.stopped.is_none();
@@ -525,8 +620,12 @@ impl<'a, S: Spool> Round<'a, S> {
                 now + delay
             }
         };
-        if self.changed {
-            let progress = &self.message.progress;
+        if self.changed || self.marked {
+            // Where nothing counts, nothing but the mark goes: a doubt of before stays one.
+            let progress = match self.changed {
+                true => &self.message.progress,
+                false => &self.before,
+            };
             self.write(|| Op::Update { id, progress: progress.clone() }, Durability::Lazy).await;
         }
         Ended::Again(at)
@@ -566,7 +665,10 @@ impl<'a, S: Spool> Round<'a, S> {
     async fn write(&self, op: impl Fn() -> Op + Send + Sync, durability: Durability) {
         loop {
             match self.shared.spool.apply(vec![op()], durability).await {
-                Ok(()) | Err(SpoolError::Closed | SpoolError::Unknown(_)) => return,
+                Ok(())
+                | Err(SpoolError::Closed | SpoolError::Unknown(_) | SpoolError::Refused(..)) => {
+                    return;
+                }
                 Err(error) => {
                     let id = self.id();
                     error!(%id, %error, "the outcome of message {id} cannot be written: {error}; trying again");
@@ -589,3 +691,6 @@ async fn caught(mut future: BoxFuture<'_, ()>) {
     })
     .await;
 }
+
+#[cfg(test)]
+mod tests;

@@ -421,6 +421,8 @@ fn refuse_storage<S>(shared: &Shared<S>, error: &SpoolError) -> Reply {
             reply::no_space()
         }
         SpoolError::Unknown(_)
+        | SpoolError::Refused(..)
+        | SpoolError::Unfit(..)
         | SpoolError::Damaged(..)
         | SpoolError::Io(..)
         | SpoolError::Closed => {

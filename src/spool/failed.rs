@@ -24,11 +24,11 @@ use serde_json::Value;
 use tracing::{error, info, warn};
 
 use super::disk::{self, Disk};
-use super::log::{Counted, Log, OpenError, Paths, Report, Shared};
+use super::log::{Log, OpenError, Paths, Report, Shared};
 use super::record::{Place, Record};
 use super::side_file::LogStage;
 use super::writer::Request;
-use super::{Failure, SpoolError, Stage as _, Staged, Stored, lock, wire};
+use super::{Failure, Op, SpoolError, Stage as _, Staged, Stored, lock, wire};
 use crate::clock;
 use crate::envelope::{Body, BodyFile, Envelope, Head, Progress, QueueState, SpoolId, UnixMillis};
 
@@ -50,6 +50,8 @@ pub(super) struct Cabinet {
     waiting: BTreeSet<SpoolId>,
     /// The one that is being filed, as long as nothing happens to it.
     filing: Option<SpoolId>,
+    /// Those that are not to be filed now, each as often as that is asked for.
+    asked_for: BTreeMap<SpoolId, u32>,
     /// Messages whose files are to go.
     ending: BTreeMap<SpoolId, Ending>,
 }
@@ -166,9 +168,8 @@ impl Cabinet {
     /// The record could not be written. A crash may bring it to life until the writer goes on in another segment, so
     /// the files stay until then.
     pub(super) fn refused(&mut self, id: SpoolId) {
-        if self.filing.take_if(|filing| *filing == id).is_some() {
-            self.ending.entry(id).or_insert(Ending { mark: None, is_synced: false });
-        }
+        self.filing.take_if(|filing| *filing == id);
+        self.ending.entry(id).or_insert(Ending { mark: None, is_synced: false }).is_synced = false;
     }
 
     /// The next one that can be filed. From here on what happens to it is noticed.
@@ -176,7 +177,10 @@ impl Cabinet {
         let after = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut waiting = self.waiting.range((after, Bound::Unbounded));
         // Their old files go first.
-        let can_be = |id: &&SpoolId| !self.ending.contains_key(id) && !unreadable.contains(id);
+        let can_be = |id: &&SpoolId| {
+            let is_busy = self.ending.contains_key(id) || self.asked_for.contains_key(id);
+            !is_busy && !unreadable.contains(id)
+        };
         let id = waiting.find(can_be).copied()?;
         self.filing = Some(id);
         Some(id)
@@ -202,8 +206,42 @@ impl Filed {
     /// Before its `.json` was read.
     fn unread(id: SpoolId) -> Self {
         let state = QueueState::Failed;
-        let head = Head { id, state, due: UnixMillis(0), size: 0, pending: 0, attempts: 0 };
+        let head = Head {
+            id,
+            state,
+            due: UnixMillis(0),
+            size: 0,
+            pending: 0,
+            attempts: 0,
+            in_doubt: false,
+        };
         Self { head, at: UnixMillis(0), len: 0 }
+    }
+}
+
+/// As long as this is there, the message stays where it is: in the log, or in files.
+pub(super) struct AskedFor {
+    shared: Arc<Shared>,
+    id: SpoolId,
+}
+
+impl AskedFor {
+    fn new(shared: &Arc<Shared>, id: SpoolId) -> Self {
+        let mut index = lock(&shared.index);
+        index.failed.spoil(id);
+        *index.failed.asked_for.entry(id).or_default() += 1;
+        Self { shared: Arc::clone(shared), id }
+    }
+}
+
+impl Drop for AskedFor {
+    fn drop(&mut self) {
+        let asked_for = &mut lock(&self.shared.index).failed.asked_for;
+        if let Some(times) = asked_for.get_mut(&self.id) {
+            *times -= 1;
+        }
+        asked_for.retain(|_, times| *times > 0);
+        self.shared.filer.ring();
     }
 }
 
@@ -409,11 +447,8 @@ pub(super) fn expire(shared: &Shared, time: UnixMillis) {
 
 /// Has the writer write a record.
 fn ask(shared: &Shared, record: Record) -> Result<(), SpoolError> {
-    let (reply, answer) = tokio::sync::oneshot::channel();
-    let held = Counted::new(Arc::clone(&shared.space), 0);
-    // Without a place among those that wait: there is never more than this one.
-    let (records, files, permit) = (vec![record], Vec::new(), None);
-    shared.queue.push(Request { records, files, is_durable: false, reply, held, permit })?;
+    let (request, answer) = Request::new(shared, vec![record]);
+    shared.queue.push(request)?;
     answer.blocking_recv().unwrap_or(Err(SpoolError::Closed))
 }
 
@@ -453,7 +488,12 @@ fn file(shared: &Shared, id: SpoolId) -> Result<(), Unfiled> {
         Ok(stored) => stored,
         Err(SpoolError::Unknown(_) | SpoolError::Closed) => return Err(Unfiled::Spoiled),
         Err(error @ SpoolError::Damaged(..)) => return Err(Unfiled::Unreadable(error.to_string())),
-        Err(error @ (SpoolError::Io(..) | SpoolError::Full)) => {
+        Err(
+            error @ (SpoolError::Io(..)
+            | SpoolError::Full
+            | SpoolError::Refused(..)
+            | SpoolError::Unfit(..)),
+        ) => {
             let error = io::Error::other(error);
             return Err(Failure::at(format!("reading message {id}"))(error).into());
         }
@@ -614,6 +654,7 @@ impl Read {
             size: self.envelope.size,
             pending: u32::try_from(self.progress.pending().count()).unwrap_or(u32::MAX),
             attempts: self.progress.attempts,
+            in_doubt: false,
         };
         Filed { head, at: self.at, len: self.eml.len }
     }
@@ -681,12 +722,42 @@ pub(super) fn read_filed(
 }
 
 impl Log {
-    /// Reads a failed message that lies in files, so that it can be put again: `Done` and `Put` in one `apply`.
-    pub async fn restore(&self, id: SpoolId) -> Result<(Envelope, Progress, Staged), SpoolError> {
+    /// `ops`, but what lies in files and is to be queued again is put into the log again. The messages stay where they
+    /// are until what is returned beside goes.
+    pub(super) async fn with_what_lies_in_files(
+        &self,
+        ops: Vec<Op>,
+    ) -> Result<(Vec<Op>, Vec<AskedFor>), SpoolError> {
+        let mut all = Vec::with_capacity(ops.len());
+        let mut asked_for = Vec::new();
+        for op in ops {
+            let Op::Requeue { id, progress } = op else {
+                all.push(op);
+                continue;
+            };
+            asked_for.push(AskedFor::new(&self.shared, id));
+            // The writer may be about to say that it is filed.
+            let (asked, answer) = Request::new(&self.shared, Vec::new());
+            self.shared.queue.push(asked)?;
+            answer.await.unwrap_or(Err(SpoolError::Closed))?;
+            let is_in_files = lock(&self.shared.index).failed.contains(id);
+            if is_in_files {
+                let (envelope, body) = self.restore(id).await?;
+                let put = Op::Put { envelope, body };
+                all.extend([Op::Done { id }, put, Op::Update { id, progress }]);
+            } else {
+                all.push(Op::Requeue { id, progress });
+            }
+        }
+        Ok((all, asked_for))
+    }
+
+    async fn restore(&self, id: SpoolId) -> Result<(Envelope, Staged), SpoolError> {
         let shared = Arc::clone(&self.shared);
-        let read = tokio::task::spawn_blocking(move || shared.read_filed_only(id)).await;
+        let read =
+            tokio::task::spawn_blocking(move || read_filed(&*shared.disk, &shared.paths, id)).await;
         let doing = || format!("restoring message {id}");
-        let Stored { envelope, progress, body } =
+        let Stored { envelope, progress: _, body } =
             read.map_err(|ended| SpoolError::Io(doing(), io::Error::other(ended)))??;
         let mut stage = LogStage::new(Arc::clone(&self.shared));
         let mut reader = body.reader();
@@ -700,16 +771,7 @@ impl Log {
                 Err(error) => return Err(SpoolError::Io(doing(), error)),
             }
         }
-        Ok((envelope, progress, stage.finish().await?))
-    }
-}
-
-impl Shared {
-    fn read_filed_only(&self, id: SpoolId) -> Result<Stored, SpoolError> {
-        match lock(&self.index).failed.contains(id) {
-            true => read_filed(&*self.disk, &self.paths, id),
-            false => Err(SpoolError::Unknown(id)),
-        }
+        Ok((envelope, stage.finish().await?))
     }
 }
 

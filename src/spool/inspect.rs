@@ -116,14 +116,11 @@ impl Inspection {
 
     /// All messages, in the order of their ids.
     pub fn heads(&self) -> impl Iterator<Item = Head> {
-        self.found.index.heads(None, usize::MAX).into_iter()
+        self.found.index.heads(None)
     }
 
     pub fn head(&self, id: SpoolId) -> Option<Head> {
-        self.found.index.find(id).map(|lies| match lies {
-            Lies::Log(entry) => entry.head,
-            Lies::Files(filed) => filed.head,
-        })
+        self.found.index.head(id)
     }
 
     pub fn read(&self, id: SpoolId) -> Result<Stored, SpoolError> {
@@ -147,18 +144,16 @@ impl Inspection {
             SpoolError::Damaged(_, what) => what,
             other => other.to_string(),
         };
-        let place = match lies {
-            Lies::Files(_) => self.paths.eml(id).display().to_string(),
-            Lies::Log(entry) => match &entry.file {
-                Some(file) => {
-                    let path = self.paths.bodies.join(&*file.name);
-                    format!("{}, octets 0 to {}", path.display(), file.len)
-                }
-                None => {
-                    let path = self.paths.segment(entry.put.segment);
-                    format!("{}, octet {}", path.display(), entry.put.offset)
-                }
-            },
+        let place = match (lies, self.found.index.file(id)) {
+            (Lies::Files(_), _) => self.paths.eml(id).display().to_string(),
+            (Lies::Log(_), Some(file)) => {
+                let path = self.paths.bodies.join(&*file.name);
+                format!("{}, octets 0 to {}", path.display(), file.len)
+            }
+            (Lies::Log(entry), None) => {
+                let path = self.paths.segment(entry.put.segment);
+                format!("{}, octet {}", path.display(), entry.put.offset)
+            }
         };
         Some(format!("message {id}: {place}: {what}"))
     }
@@ -202,11 +197,9 @@ impl Inspection {
                 QueueState::Failed => totals.failed += 1,
             }
         }
-        for (_, entry) in self.found.index.entries() {
-            if let Some(file) = &entry.file {
-                totals.files += 1;
-                totals.file_octets += file.len;
-            }
+        for (_, file) in self.found.index.files() {
+            totals.files += 1;
+            totals.file_octets += file.len;
         }
         totals
     }

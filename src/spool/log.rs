@@ -35,6 +35,8 @@ pub struct Log {
 pub struct Report {
     /// Messages in the spool.
     pub messages: usize,
+    /// Of these, messages of which an attempt had begun and no outcome was written.
+    pub in_doubt: usize,
     /// What is damaged, one sentence each. Nothing of it was deleted.
     pub damaged: Vec<String>,
     /// The log ended in a batch that was not whole: normal after a crash, nobody was told 250.
@@ -222,6 +224,7 @@ impl Spool for Log {
         if ops.is_empty() {
             return Ok(());
         }
+        let (ops, _asked_for) = self.with_what_lies_in_files(ops).await?;
         let mut held = Counted::new(Arc::clone(&self.shared.space), 0);
         let mut records = Vec::with_capacity(ops.len());
         let mut files = Vec::new();
@@ -246,6 +249,13 @@ impl Spool for Log {
                 Op::Hold { id, progress } => Record::hold(id, &progress),
                 Op::Fail { id, progress } => Record::fail(id, &progress),
                 Op::Done { id } => Record::done(id),
+                Op::Attempt { id, progress } => Record::attempt(id, &progress),
+                Op::Requeue { id, progress } => Record::requeue(id, &progress),
+                Op::Release { id, progress } => Record::release(id, &progress),
+                Op::Delete { id } => Record::delete(id),
+                Op::Note { key, bytes } => {
+                    Record::note(key.clone(), bytes).map_err(|what| SpoolError::Unfit(key, what))?
+                }
             };
             if !record.fits() {
                 let error = io::Error::from(io::ErrorKind::FileTooLarge);
@@ -266,7 +276,11 @@ impl Spool for Log {
     }
 
     fn heads(&self, after: Option<SpoolId>, n: usize) -> Vec<Head> {
-        lock(&self.shared.index).heads(after, n)
+        lock(&self.shared.index).heads(after).take(n).collect()
+    }
+
+    fn note(&self, key: &str) -> Option<Vec<u8>> {
+        lock(&self.shared.index).note(key).map(<[u8]>::to_vec)
     }
 
     async fn open(&self, id: SpoolId) -> Result<Stored, SpoolError> {

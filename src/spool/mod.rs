@@ -22,7 +22,8 @@
 //! Batch numbers rise by one over all segments, so what is missing is known by number.
 //!
 //! A message is one `Put` record with envelope and content (or the name of its side file). Each later change writes the
-//! whole progress, without the content. `Done` ends it.
+//! whole progress, without the content. `Done` ends it. Small named values stand there as `Note`s, the last of a name
+//! counts.
 //!
 //! A segment is freed when nothing that lives is in it and it is the oldest: so a done-mark never disappears before the
 //! record it ends. For the same reason the folder is synced before the next one is freed. A message that stays must not
@@ -105,6 +106,9 @@ pub trait Spool: Send + Sync + 'static {
     /// At most `n` heads in the order of their ids, from the first id after `after`.
     fn heads(&self, after: Option<SpoolId>, n: usize) -> Vec<Head>;
 
+    /// The last value that was noted under `key`.
+    fn note(&self, key: &str) -> Option<Vec<u8>>;
+
     /// Reads a message back.
     fn open(&self, id: SpoolId) -> impl Future<Output = Result<Stored, SpoolError>> + Send;
 
@@ -151,6 +155,9 @@ impl Staged {
 pub enum Op {
     /// A new message.
     Put { envelope: Envelope, body: Staged },
+    /// A part of it is about to be sent, that of the recipients in `progress.sending`. Whatever is written next of the
+    /// message ends the attempt; one that is still open at a start is in doubt ([`Head::in_doubt`]).
+    Attempt { id: SpoolId, progress: Progress },
     /// It was tried, and is to be tried again.
     Update { id: SpoolId, progress: Progress },
     /// It waits for an operator.
@@ -159,6 +166,15 @@ pub enum Op {
     Fail { id: SpoolId, progress: Progress },
     /// Every recipient was delivered to, or nobody wants it any more: it leaves the spool.
     Done { id: SpoolId },
+    /// What was held or has failed is queued again.
+    Requeue { id: SpoolId, progress: Progress },
+    /// What was held is queued again.
+    Release { id: SpoolId, progress: Progress },
+    /// An operator removes it, whatever its state: it leaves the spool.
+    Delete { id: SpoolId },
+    /// A small value is kept under a name until the next of that name; an empty one takes it away. The key is 1 to 64
+    /// octets of `a-z 0-9 . _ / @ + -`, the value at most 64 KiB, and there are at most 4,096 of them.
+    Note { key: Box<str>, bytes: Vec<u8> },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,6 +212,10 @@ pub enum SpoolError {
     Full,
     /// No such message.
     Unknown(SpoolId),
+    /// The message is in no state to do this with it; why.
+    Refused(SpoolId, &'static str),
+    /// The note cannot be kept; its key, and why.
+    Unfit(Box<str>, &'static str),
     /// The record or the content of the message is not what was written.
     Damaged(SpoolId, String),
     /// The operating system refused; what was being done.
@@ -209,6 +229,10 @@ impl fmt::Display for SpoolError {
         match self {
             Self::Full => f.write_str("the spool has no space left"),
             Self::Unknown(id) => write!(f, "no message {id} in the spool"),
+            Self::Refused(id, what) => write!(f, "not possible with message {id}: {what}"),
+            Self::Unfit(key, what) => {
+                write!(f, "the note {} cannot be kept: {what}", key.escape_debug())
+            }
             Self::Damaged(id, what) => write!(f, "message {id} is damaged: {what}"),
             Self::Io(doing, error) => write!(f, "{doing}: {error}"),
             Self::Closed => f.write_str("the spool is shut down"),
@@ -220,7 +244,12 @@ impl std::error::Error for SpoolError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Io(_, error) => Some(error),
-            Self::Full | Self::Unknown(_) | Self::Damaged(..) | Self::Closed => None,
+            Self::Full
+            | Self::Unknown(_)
+            | Self::Refused(..)
+            | Self::Unfit(..)
+            | Self::Damaged(..)
+            | Self::Closed => None,
         }
     }
 }

@@ -19,8 +19,11 @@
 //!
 //! Every payload starts with the id (16, big-endian). Then a `Put` has time of acceptance (8), size (8), number of
 //! recipients (4), length of the envelope (4), the envelope as JSON, and the content as it is, so that `grep -a` finds
-//! it. `Update`, `Hold` and `Fail` have due (8), pending recipients (4), attempts (2), zero (2) and the progress as
-//! JSON. `Filed` has the time of failing (8) and the length of the `.eml` (8). `Done` has nothing more. The fixed fields are what the index needs: a start parses no JSON for most messages.
+//! it. A change of progress (`Attempt`, `Update`, `Hold`, `Fail`, `Requeue`, `Release`) has due (8), pending recipients
+//! (4), attempts (2), zero (2) and the progress as JSON. `Filed` has the time of failing (8) and the length of the
+//! `.eml` (8). `Done` and `Delete` have nothing more. A `Note` is of no message: its id is zero, and then come the
+//! length of its key (1), zero (3), the key and the value. The fixed fields are what the index needs: a start parses no
+//! JSON for most messages.
 
 use super::side_file::FileRef;
 use super::wire;
@@ -37,6 +40,11 @@ const FLAG_SIDE_FILE: u8 = 2;
 /// Octets of a `Put` before its JSON, of a change of progress before its JSON.
 const PUT_PREFIX: usize = 40;
 const PROGRESS_PREFIX: usize = 32;
+/// Octets of a note's key and of its value, at most.
+const NOTE_KEY: u8 = 64;
+const NOTE: usize = 64 * 1024;
+/// What the payload of a note starts with.
+const NO_MESSAGE: SpoolId = SpoolId::from_u128(0);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -45,41 +53,119 @@ pub enum Kind {
     Hold = 3,
     Fail = 4,
     Done = 5,
+    Attempt = 6,
+    Requeue = 7,
+    Release = 8,
+    Delete = 9,
+    Note = 10,
     /// The message has left the log for files of its own.
     Filed = 16,
 }
 
 impl Kind {
-    fn from_code(code: u8) -> Option<Self> {
-        [Self::Put, Self::Update, Self::Hold, Self::Fail, Self::Done, Self::Filed]
-            .into_iter()
-            .find(|kind| *kind as u8 == code)
-    }
+    const ALL: [Self; 11] = [
+        Self::Put,
+        Self::Update,
+        Self::Hold,
+        Self::Fail,
+        Self::Done,
+        Self::Attempt,
+        Self::Requeue,
+        Self::Release,
+        Self::Delete,
+        Self::Note,
+        Self::Filed,
+    ];
 
-    /// Where a message is after this record; `None` when it is gone from the log.
-    fn state(self) -> Option<QueueState> {
-        match self {
-            Self::Put | Self::Update => Some(QueueState::Queued),
-            Self::Hold => Some(QueueState::Held),
-            Self::Fail => Some(QueueState::Failed),
-            Self::Done | Self::Filed => None,
-        }
+    fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u8 == code)
     }
 }
 
 /// What a record changes in the index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    Put { head: Head, file: Option<FileRef> },
-    Progress { state: QueueState, due: UnixMillis, pending: u32, attempts: u16 },
-    Filed { at: UnixMillis, len: u64 },
+    Put {
+        head: Head,
+        file: Option<FileRef>,
+    },
+    Progress {
+        step: Step,
+        due: UnixMillis,
+        pending: u32,
+        attempts: u16,
+    },
+    Filed {
+        at: UnixMillis,
+        len: u64,
+    },
+    /// The message leaves the spool, whoever wanted it so.
     Done,
+    /// A note has a new value; none where `bytes` is empty.
+    Note {
+        key: Box<str>,
+        bytes: Box<[u8]>,
+    },
+}
+
+/// A change of progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Attempt,
+    Update,
+    Hold,
+    Fail,
+    Requeue,
+    Release,
+}
+
+impl Step {
+    fn kind(self) -> Kind {
+        match self {
+            Self::Attempt => Kind::Attempt,
+            Self::Update => Kind::Update,
+            Self::Hold => Kind::Hold,
+            Self::Fail => Kind::Fail,
+            Self::Requeue => Kind::Requeue,
+            Self::Release => Kind::Release,
+        }
+    }
+
+    /// Where the message is after it.
+    pub(super) fn state(self) -> QueueState {
+        match self {
+            Self::Attempt | Self::Update | Self::Requeue | Self::Release => QueueState::Queued,
+            Self::Hold => QueueState::Held,
+            Self::Fail => QueueState::Failed,
+        }
+    }
+
+    /// Why it cannot be done to a message in `state`. What became of an attempt is written down though the message was
+    /// held meanwhile; but none may begin then. What has failed can only be queued again.
+    pub(super) fn refusal(self, state: QueueState) -> Option<&'static str> {
+        match (self, state) {
+            (Self::Attempt, QueueState::Held) => Some("it is held"),
+            (Self::Requeue, QueueState::Queued) => Some("it is queued already"),
+            (Self::Release, QueueState::Queued) => Some("it is not held"),
+            (
+                Self::Attempt | Self::Update | Self::Hold | Self::Fail | Self::Release,
+                QueueState::Failed,
+            ) => Some("it has failed"),
+            (Self::Attempt, QueueState::Queued)
+            | (Self::Requeue, QueueState::Held | QueueState::Failed)
+            | (Self::Release, QueueState::Held)
+            | (Self::Update | Self::Hold | Self::Fail, QueueState::Queued | QueueState::Held) => {
+                None
+            }
+        }
+    }
 }
 
 /// A change of state, ready to be written anywhere.
 #[derive(Debug)]
 pub struct Record {
     kind: Kind,
+    /// Zero for a note.
     pub(super) id: SpoolId,
     pub(super) change: Change,
     /// The payload but for the content.
@@ -108,6 +194,7 @@ impl Record {
             size: envelope.size,
             pending: saturate(envelope.rcpts.len()),
             attempts: 0,
+            in_doubt: false,
         };
         let mut payload = Vec::with_capacity(PUT_PREFIX + json.len());
         payload.extend_from_slice(&envelope.id.as_u128().to_be_bytes());
@@ -120,19 +207,31 @@ impl Record {
         Self { kind: Kind::Put, id: envelope.id, change, payload, content }
     }
 
+    pub fn attempt(id: SpoolId, progress: &Progress) -> Self {
+        Self::progress(Step::Attempt, id, progress)
+    }
+
     pub fn update(id: SpoolId, progress: &Progress) -> Self {
-        Self::progress(Kind::Update, QueueState::Queued, id, progress)
+        Self::progress(Step::Update, id, progress)
     }
 
     pub fn hold(id: SpoolId, progress: &Progress) -> Self {
-        Self::progress(Kind::Hold, QueueState::Held, id, progress)
+        Self::progress(Step::Hold, id, progress)
     }
 
     pub fn fail(id: SpoolId, progress: &Progress) -> Self {
-        Self::progress(Kind::Fail, QueueState::Failed, id, progress)
+        Self::progress(Step::Fail, id, progress)
     }
 
-    fn progress(kind: Kind, state: QueueState, id: SpoolId, progress: &Progress) -> Self {
+    pub fn requeue(id: SpoolId, progress: &Progress) -> Self {
+        Self::progress(Step::Requeue, id, progress)
+    }
+
+    pub fn release(id: SpoolId, progress: &Progress) -> Self {
+        Self::progress(Step::Release, id, progress)
+    }
+
+    fn progress(step: Step, id: SpoolId, progress: &Progress) -> Self {
         let pending = saturate(progress.pending().count());
         let mut payload = id.as_u128().to_be_bytes().to_vec();
         payload.extend_from_slice(&progress.due.0.to_le_bytes());
@@ -141,13 +240,41 @@ impl Record {
         payload.extend_from_slice(&[0; 2]);
         payload.extend_from_slice(&wire::write_progress(progress));
         let change =
-            Change::Progress { state, due: progress.due, pending, attempts: progress.attempts };
-        Self { kind, id, change, payload, content: Vec::new() }
+            Change::Progress { step, due: progress.due, pending, attempts: progress.attempts };
+        Self { kind: step.kind(), id, change, payload, content: Vec::new() }
     }
 
     pub fn done(id: SpoolId) -> Self {
+        Self::gone(Kind::Done, id)
+    }
+
+    pub fn delete(id: SpoolId) -> Self {
+        Self::gone(Kind::Delete, id)
+    }
+
+    fn gone(kind: Kind, id: SpoolId) -> Self {
         let payload = id.as_u128().to_be_bytes().to_vec();
-        Self { kind: Kind::Done, id, change: Change::Done, payload, content: Vec::new() }
+        Self { kind, id, change: Change::Done, payload, content: Vec::new() }
+    }
+
+    /// `Err` says why the note cannot be kept.
+    pub fn note(key: Box<str>, bytes: Vec<u8>) -> Result<Self, &'static str> {
+        let is_known = |octet: u8| {
+            octet.is_ascii_lowercase() || octet.is_ascii_digit() || b"._/@+-".contains(&octet)
+        };
+        let len = match u8::try_from(key.len()) {
+            Ok(len @ 1..=NOTE_KEY) if key.bytes().all(is_known) => len,
+            Ok(_) | Err(_) => return Err("its key is not 1 to 64 of a-z 0-9 . _ / @ + -"),
+        };
+        if bytes.len() > NOTE {
+            return Err("it is longer than 64 KiB");
+        }
+        let mut payload = NO_MESSAGE.as_u128().to_be_bytes().to_vec();
+        payload.extend_from_slice(&[len, 0, 0, 0]);
+        payload.extend_from_slice(key.as_bytes());
+        payload.extend_from_slice(&bytes);
+        let change = Change::Note { key, bytes: bytes.into() };
+        Ok(Self { kind: Kind::Note, id: NO_MESSAGE, change, payload, content: Vec::new() })
     }
 
     /// The same once more, to be written elsewhere.
@@ -174,7 +301,7 @@ impl Record {
 
     /// Whether it leaves something for the filer to do.
     pub(super) fn is_failure(&self) -> bool {
-        matches!(self.change, Change::Progress { state: QueueState::Failed, .. })
+        matches!(self.change, Change::Progress { step: Step::Fail, .. })
     }
 
     pub(super) fn is_filing(&self) -> bool {
@@ -337,31 +464,45 @@ impl Found<'_> {
         let mut fields = Fields(self.payload);
         let too_short = || "a record is too short".to_owned();
         let id = fields.id().ok_or_else(too_short)?;
-        let change = match (kind, kind.state()) {
-            (Kind::Filed, _) => {
-                let mut change =
-                    || Some(Change::Filed { at: UnixMillis(fields.u64()?), len: fields.u64()? });
-                change().ok_or_else(too_short)?
-            }
-            (_, None) => Change::Done,
-            (Kind::Put, Some(state)) => {
+        let step = match kind {
+            Kind::Put => {
                 let put = self.has_file.then(|| self.put()).transpose()?;
+                let state = QueueState::Queued;
                 let mut head = || {
                     let (due, size) = (UnixMillis(fields.u64()?), fields.u64()?);
-                    Some(Head { id, state, due, size, pending: fields.u32()?, attempts: 0 })
+                    let pending = fields.u32()?;
+                    Some(Head { id, state, due, size, pending, attempts: 0, in_doubt: false })
                 };
                 let head = head().ok_or_else(too_short)?;
-                Change::Put { head, file: put.and_then(|put| put.file) }
+                return Ok((id, Change::Put { head, file: put.and_then(|put| put.file) }));
             }
-            (_, Some(state)) => {
-                let mut change = || {
-                    let (due, pending) = (UnixMillis(fields.u64()?), fields.u32()?);
-                    let attempts = fields.take().map(u16::from_le_bytes)?;
-                    Some(Change::Progress { state, due, pending, attempts })
-                };
-                change().ok_or_else(too_short)?
+            Kind::Done | Kind::Delete => return Ok((id, Change::Done)),
+            Kind::Filed => {
+                let mut change =
+                    || Some(Change::Filed { at: UnixMillis(fields.u64()?), len: fields.u64()? });
+                return Ok((id, change().ok_or_else(too_short)?));
             }
+            Kind::Note => {
+                let [len, _, _, _] = fields.take().ok_or_else(too_short)?;
+                let split = fields.0.split_at_checked(usize::from(len));
+                let (key, bytes) = split.ok_or_else(too_short)?;
+                let key = std::str::from_utf8(key)
+                    .map_err(|_not_utf8| "the key of a note is not text".to_owned())?;
+                return Ok((id, Change::Note { key: key.into(), bytes: bytes.into() }));
+            }
+            Kind::Attempt => Step::Attempt,
+            Kind::Update => Step::Update,
+            Kind::Hold => Step::Hold,
+            Kind::Fail => Step::Fail,
+            Kind::Requeue => Step::Requeue,
+            Kind::Release => Step::Release,
         };
+        let mut change = || {
+            let (due, pending) = (UnixMillis(fields.u64()?), fields.u32()?);
+            let attempts = fields.take().map(u16::from_le_bytes)?;
+            Some(Change::Progress { step, due, pending, attempts })
+        };
+        let change = change().ok_or_else(too_short)?;
         Ok((id, change))
     }
 
@@ -382,15 +523,11 @@ impl Found<'_> {
         Ok(Put { envelope, file, content_at: HEADER + PUT_PREFIX + len })
     }
 
-    /// Id and progress of an `Update`, `Hold` or `Fail`.
+    /// Id and progress of a change of progress.
     pub fn progress(&self) -> Result<(SpoolId, Progress), String> {
-        match Kind::from_code(self.kind) {
-            Some(Kind::Update | Kind::Hold | Kind::Fail) => {}
-            Some(Kind::Put | Kind::Done | Kind::Filed) | None => {
-                return Err("the record has no progress".to_owned());
-            }
-        }
-        let id = Fields(self.payload).id().ok_or("the record is too short")?;
+        let (id, Change::Progress { .. }) = self.change()? else {
+            return Err("the record has no progress".to_owned());
+        };
         let json = self.payload.get(PROGRESS_PREFIX..).ok_or("the record is too short")?;
         Ok((id, wire::read_progress(json)?))
     }

@@ -82,6 +82,7 @@ pub(super) fn read(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenErro
     let unclaimed = replay.sort_out_failed(&failed)?;
     let (stray, without_file) = replay.side_files()?;
     replay.report.messages = replay.index.len();
+    replay.report.in_doubt = replay.index.doubt_open_attempts();
 
     let blanks = blanks(disk, paths)?;
     let last_good = segments.iter().rposition(|segment| segment.header.is_some()).unwrap_or(0);
@@ -281,8 +282,7 @@ impl Replay<'_> {
         let mut stray: BTreeSet<String> =
             names(self.disk, &self.paths.bodies)?.into_iter().collect();
         let mut without_file = BTreeSet::new();
-        for (id, entry) in self.index.entries() {
-            let Some(file) = &entry.file else { continue };
+        for (id, file) in self.index.files() {
             let path = self.paths.bodies.join(&*file.name);
             let is_there = stray.remove(&*file.name);
             let len = if is_there {

@@ -92,6 +92,7 @@ pub(super) fn write_progress(progress: &Progress) -> Vec<u8> {
         due: progress.due.0,
         first: progress.first_deferral.map(|at| at.0),
         to: progress.rcpts.iter().map(StatusWire::new).collect(),
+        sending: progress.sending.as_slice().into(),
     };
     serde_json::to_vec(&wire).expect("strings, numbers and lists can always be written")
 }
@@ -103,6 +104,7 @@ pub(super) fn read_progress(json: &[u8]) -> Result<Progress, String> {
         due: UnixMillis(wire.due),
         first_deferral: wire.first.map(UnixMillis),
         rcpts: wire.to.iter().map(StatusWire::read).collect::<Result<_, _>>()?,
+        sending: wire.sending.into_owned(),
     })
 }
 
@@ -186,6 +188,8 @@ struct ProgressWire<'a> {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     first: Option<u64>,
     to: Vec<StatusWire<'a>>,
+    #[serde(default, skip_serializing_if = "is_none_of")]
+    sending: Cow<'a, [u32]>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -323,6 +327,10 @@ impl<'a> Octets<'a> {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+fn is_none_of(positions: &[u32]) -> bool {
+    positions.is_empty()
 }
 
 fn said(error: AddressError) -> String {

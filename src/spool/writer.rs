@@ -18,7 +18,7 @@ use super::segment::{self, Header};
 use super::side_file::Guard;
 use super::{Failure, SpoolError, lock};
 use crate::clock;
-use crate::envelope::SpoolId;
+use crate::envelope::{QueueState, SpoolId};
 
 /// Octets of one batch; a single request may be longer.
 const BATCH: usize = 8 * 1024 * 1024;
@@ -36,6 +36,8 @@ const SPARES: usize = 3;
 const PIECE: usize = 256 * 1024;
 /// Requests that wait. The next ones wait for a place, which slows down who sends them.
 const WAITING: usize = 1024;
+/// Notes that are kept.
+const NOTES: usize = 4096;
 
 /// One `apply`.
 pub(super) struct Request {
@@ -49,6 +51,17 @@ pub(super) struct Request {
 }
 
 impl Request {
+    /// One of the spool's own, written lazily. It has no place among those that wait: there are never many.
+    pub(super) fn new(
+        shared: &Shared,
+        records: Vec<Record>,
+    ) -> (Self, oneshot::Receiver<Result<(), SpoolError>>) {
+        let (reply, answer) = oneshot::channel();
+        let held = Counted::new(Arc::clone(&shared.space), 0);
+        let files = Vec::new();
+        (Self { records, files, is_durable: false, reply, held, permit: None }, answer)
+    }
+
     fn len_on_disk(&self) -> usize {
         self.records.iter().map(Record::len_on_disk).sum()
     }
@@ -303,10 +316,12 @@ impl Writer {
     /// All of `requests` as one batch. Those that ask for what cannot be are answered by themselves.
     fn commit(&mut self, requests: Vec<Request>) {
         let mut batch = Vec::with_capacity(requests.len());
-        let mut changed = HashMap::new();
+        let mut changed = Changed::default();
         for request in requests {
             let admitted = admit(&lock(&self.shared.index), &mut changed, &request.records);
             match admitted {
+                // It asked for what came before it to be decided.
+                Ok(()) if request.records.is_empty() => request.answer(Ok(())),
                 Ok(()) => batch.push(request),
                 Err(error) => request.answer(Err(error)),
             }
@@ -511,7 +526,7 @@ impl Writer {
         let mut index = lock(&self.shared.index);
         index.segments.entry(number).or_default().len = current.len_on_disk();
         for ((record, from), to) in self.unsynced.drain(..).zip(places) {
-            index.moved(record.id, from, to);
+            index.moved_record(&record, from, to);
         }
         drop(index);
         self.next.void_from = self.next.batch;
@@ -727,8 +742,23 @@ impl Writer {
         let after = self.copying.as_ref().filter(|copying| copying.segment == segment);
         let after = after.and_then(|copying| copying.after);
         let (found, last) = index.in_segment(segment, after, LOOK, COPY.max(self.last_len));
-        drop(index);
+        // Behind the last message. What does not fit now follows when the segment is gone through again.
+        let mut notes = match last {
+            Some(_) => Vec::new(),
+            None => index.notes_in_segment(segment, COPY),
+        };
         let (mut records, mut from) = (Vec::new(), Vec::new());
+        notes.retain(|(key, place)| {
+            let bytes = index.note(key).unwrap_or_default().to_vec();
+            let record = Record::note(key.clone(), bytes);
+            let is_fit = record.is_ok();
+            records.extend(record);
+            if is_fit {
+                from.push(*place);
+            }
+            is_fit
+        });
+        drop(index);
         for Living { id, put, progress } in found {
             let put = Some(put).filter(|put| put.segment == segment);
             let places: Vec<Place> = put.into_iter().chain(progress).collect();
@@ -764,7 +794,7 @@ impl Writer {
             index.segments.entry(current.number).or_default().len = current.len_on_disk();
         }
         for ((record, from), to) in records.iter().zip(from).zip(&places) {
-            index.moved(record.id, from, *to);
+            index.moved_record(record, from, *to);
         }
         drop(index);
         self.unsynced.extend(records.into_iter().zip(places));
@@ -794,48 +824,87 @@ impl Drop for End {
     }
 }
 
+/// What the requests of a batch do, before the index knows of it.
+#[derive(Default)]
+struct Changed {
+    messages: HashMap<SpoolId, Whereabouts>,
+    /// Whether a note is there after them.
+    notes: HashMap<Box<str>, bool>,
+}
+
 /// Where a message is after what comes before in the batch.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Whereabouts {
-    Log,
+    Log(QueueState),
     Files,
     Gone,
 }
 
+impl Changed {
+    /// Whether there are not too many notes after `own` too.
+    fn check_notes(&self, index: &Index, own: &HashMap<Box<str>, bool>) -> Result<(), SpoolError> {
+        let Some(key) = own.keys().next() else { return Ok(()) };
+        let before = self.notes.iter().filter(|(key, _)| !own.contains_key(*key));
+        let (mut more, mut less) = (0, 0);
+        for (key, is_there) in before.chain(own) {
+            match (index.note(key).is_some(), is_there) {
+                (false, true) => more += 1,
+                (true, false) => less += 1,
+                (true, true) | (false, false) => {}
+            }
+        }
+        match index.notes() + more - less > NOTES {
+            true => Err(SpoolError::Unfit(key.clone(), "there are 4,096 already")),
+            false => Ok(()),
+        }
+    }
+}
+
 /// Whether `records` can be written after those of the batch so far, whose effect is in `changed`.
-fn admit(
-    index: &Index,
-    changed: &mut HashMap<SpoolId, Whereabouts>,
-    records: &[Record],
-) -> Result<(), SpoolError> {
-    let mut own = HashMap::new();
+fn admit(index: &Index, changed: &mut Changed, records: &[Record]) -> Result<(), SpoolError> {
+    let mut own = Changed::default();
     for Record { id, change, .. } in records {
-        let known = own.get(id).or_else(|| changed.get(id)).copied();
-        let is = known.unwrap_or_else(|| match index.contains(*id) {
-            true if index.get(*id).is_some() => Whereabouts::Log,
-            true => Whereabouts::Files,
-            false => Whereabouts::Gone,
+        let known = own.messages.get(id).or_else(|| changed.messages.get(id)).copied();
+        let is = known.unwrap_or_else(|| match index.state(*id) {
+            Some(state) => Whereabouts::Log(state),
+            None if index.failed.contains(*id) => Whereabouts::Files,
+            None => Whereabouts::Gone,
         });
         let after = match (change, is) {
-            (Change::Put { .. }, Whereabouts::Gone) => Whereabouts::Log,
-            (Change::Put { .. }, Whereabouts::Log | Whereabouts::Files) => {
+            (Change::Put { head, .. }, Whereabouts::Gone) => Whereabouts::Log(head.state),
+            (Change::Put { .. }, Whereabouts::Log(_) | Whereabouts::Files) => {
                 let error = io::Error::from(io::ErrorKind::AlreadyExists);
                 return Err(SpoolError::Io(format!("putting message {id}"), error));
             }
-            (Change::Progress { .. }, Whereabouts::Log) => Whereabouts::Log,
+            (Change::Progress { step, .. }, Whereabouts::Log(state)) => {
+                if let Some(why) = step.refusal(state) {
+                    return Err(SpoolError::Refused(*id, why));
+                }
+                Whereabouts::Log(step.state())
+            }
+            // To be queued again, it is put again.
+            (Change::Progress { .. }, Whereabouts::Files) => {
+                return Err(SpoolError::Refused(*id, "it has failed"));
+            }
             // Nothing may have happened to it since its files were begun.
-            (Change::Filed { .. }, Whereabouts::Log)
+            (Change::Filed { .. }, Whereabouts::Log(_))
                 if known.is_none() && index.failed.is_filing(*id) =>
             {
                 Whereabouts::Files
             }
-            (Change::Done, Whereabouts::Log | Whereabouts::Files) => Whereabouts::Gone,
+            (Change::Done, Whereabouts::Log(_) | Whereabouts::Files) => Whereabouts::Gone,
+            (Change::Note { key, bytes }, _) => {
+                own.notes.insert(key.clone(), !bytes.is_empty());
+                continue;
+            }
             (Change::Progress { .. } | Change::Filed { .. } | Change::Done, _) => {
                 return Err(SpoolError::Unknown(*id));
             }
         };
-        own.insert(*id, after);
+        own.messages.insert(*id, after);
     }
-    changed.extend(own);
+    changed.check_notes(index, &own.notes)?;
+    changed.messages.extend(own.messages);
+    changed.notes.extend(own.notes);
     Ok(())
 }

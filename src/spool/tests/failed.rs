@@ -11,6 +11,10 @@ fn fail(n: u128) -> Op {
     Op::Fail { id: id(n), progress: Progress { rcpts, ..progress(3) } }
 }
 
+fn requeue(n: u128, attempts: u16) -> Op {
+    Op::Requeue { id: id(n), progress: progress(attempts) }
+}
+
 fn with_prepend(n: u128) -> Envelope {
     Envelope { prepend: Bytes::from_static(b"Received: from app\r\n"), ..envelope(n) }
 }
@@ -114,7 +118,7 @@ async fn nothing_but_its_end_happens_to_a_filed_message() {
     let (_dir, log, _) = with_filed(b"hello").await;
     for op in [update(1, 1), Op::Hold { id: id(1), progress: progress(1) }, fail(1)] {
         let refused = log.apply(vec![op], Durability::Durable).await;
-        assert!(matches!(refused, Err(SpoolError::Unknown(_))), "{refused:?}");
+        assert!(matches!(refused, Err(SpoolError::Refused(..))), "{refused:?}");
     }
     let twice = log.apply(vec![put(1, b"again")], Durability::Durable).await;
     assert!(matches!(twice, Err(SpoolError::Io(..))), "{twice:?}");
@@ -125,13 +129,13 @@ async fn a_filed_message_can_be_put_again() {
     for len in [5, 2_000_000] {
         let content = vec![b'y'; len];
         let (dir, log, stored) = with_filed(&content).await;
-        let (envelope, progress, body) = log.restore(id(1)).await.unwrap();
-        assert_eq!((&envelope, &progress), (&stored.envelope, &stored.progress));
-        assert_eq!(matches!(body, Staged::File(_)), len > 1024 * 1024);
-        let ops = vec![done(1), Op::Put { envelope, body }, update(1, 0)];
-        log.apply(ops, Durability::Lazy).await.unwrap();
+        log.apply(vec![requeue(1, 4)], Durability::Lazy).await.unwrap();
         assert!(is_in_log(&log, 1));
-        assert!(matches!(log.restore(id(1)).await, Err(SpoolError::Unknown(_))));
+        let is_large = usize::from(len > 1024 * 1024);
+        until(|| files(&dir, "bodies").len() == is_large).await;
+        let again = log.open(id(1)).await.unwrap();
+        assert_eq!((again.envelope, again.progress), (stored.envelope, progress(4)));
+        assert_eq!(log.heads(None, 9)[0].state, QueueState::Queued);
         // And fails again.
         log.apply(vec![fail(1)], Durability::Lazy).await.unwrap();
         filed(&log, 1).await;
@@ -150,9 +154,8 @@ async fn body_of(log: &Log) -> Vec<u8> {
 #[tokio::test]
 async fn a_message_in_the_log_wins_over_its_files() {
     let (dir, log, _) = with_filed(b"hello").await;
-    let (envelope, _, body) = log.restore(id(1)).await.unwrap();
     let kept = [path(&dir, 1, "eml"), path(&dir, 1, "json")].map(|p| (fs::read(&p).unwrap(), p));
-    durable(&log, vec![done(1), Op::Put { envelope, body }]).await;
+    durable(&log, vec![requeue(1, 0)]).await;
     drop(log);
     kept.iter().for_each(|(bytes, path)| fs::write(path, bytes).unwrap());
     let (log, report) = open(&dir).await;
@@ -201,7 +204,8 @@ async fn damaged_files_are_reported_and_kept() {
                 Err(error) => Err(error.to_string()),
             };
             assert!(read.is_err(), "{read:?}");
-            assert!(log.restore(id(1)).await.is_err());
+            let refused = log.apply(vec![requeue(1, 0)], Durability::Durable).await;
+            assert!(matches!(refused, Err(SpoolError::Damaged(..))), "{refused:?}");
         }
         log.shared.filer.wait_until_idle();
         assert_eq!(files(&dir, FOLDER), before);

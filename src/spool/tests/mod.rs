@@ -413,6 +413,7 @@ async fn a_message_comes_back_to_the_octet_after_a_restart() {
             RcptStatus::Delivered(Receipt { words: words("250 ok \u{2028}".as_bytes()) }),
             RcptStatus::Failed(Cause { words: words(b"550 \xc3"), ..cause }),
         ],
+        sending: vec![0, 1],
     };
     let content = b"Subject: x\r\n\r\n\x00\xff\r\n".to_vec();
     let (log, report) = open(&dir).await;
@@ -501,6 +502,149 @@ async fn operations_on_what_is_not_there_change_nothing() {
     assert_eq!(body(&log, 1).await, b"one");
     drop(log);
     assert_eq!(ids(&open(&dir).await.0), [1]);
+}
+
+fn attempt(n: u128, attempts: u16, sending: &[u32]) -> Op {
+    Op::Attempt {
+        id: id(n),
+        progress: Progress { sending: sending.to_vec(), ..progress(attempts) },
+    }
+}
+
+fn note(key: &str, bytes: &[u8]) -> Op {
+    Op::Note { key: key.into(), bytes: bytes.to_vec() }
+}
+
+#[tokio::test]
+async fn an_attempt_that_is_open_at_a_start_is_in_doubt_until_its_outcome_is_written() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir).await;
+    let in_doubt = |log: &Log| {
+        let heads = log.heads(None, usize::MAX).into_iter().filter(|head| head.in_doubt);
+        heads.map(|head| head.id.as_u128()).collect::<Vec<_>>()
+    };
+    durable(&log, (1..=9).map(|n| put(n, b"hello")).collect()).await;
+    durable(&log, (1..=8).map(|n| attempt(n, 1, &[1])).collect()).await;
+    assert_eq!(in_doubt(&log), [0; 0], "who began them is alive");
+    durable(&log, vec![update(1, 2)]).await;
+    log.apply(vec![attempt(9, 1, &[0, 1])], Durability::Lazy).await.unwrap();
+    drop(log);
+    let (log, report) = open(&dir).await;
+    assert_eq!((report.messages, report.in_doubt), (9, 8));
+    assert_eq!(in_doubt(&log), [2, 3, 4, 5, 6, 7, 8, 9]);
+    assert_eq!(log.open(id(9)).await.unwrap().progress.sending, [0, 1]);
+    durable(&log, vec![attempt(2, 2, &[1])]).await;
+    assert_eq!(in_doubt(&log)[0], 2, "another attempt settles nothing");
+    let (hold, fail) = ([3, 4, 5], [6]);
+    durable(&log, hold.map(|n| Op::Hold { id: id(n), progress: progress(2) }).into()).await;
+    durable(&log, fail.map(|n| Op::Fail { id: id(n), progress: progress(2) }).into()).await;
+    durable(&log, vec![update(2, 3), done(7), Op::Delete { id: id(8) }]).await;
+    assert_eq!(in_doubt(&log), [9]);
+    let stored = log.open(id(2)).await.unwrap();
+    assert_eq!(stored.progress, progress(3));
+    drop(log);
+    let (log, report) = open(&dir).await;
+    assert_eq!((report.messages, report.in_doubt), (7, 1));
+    assert_eq!(in_doubt(&log), [9]);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_the_state_of_a_message_is_refused_and_changes_nothing() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir).await;
+    let held = |n| Op::Hold { id: id(n), progress: progress(1) };
+    let failed = |n| Op::Fail { id: id(n), progress: progress(1) };
+    let requeue = |n| Op::Requeue { id: id(n), progress: progress(2) };
+    let release = |n| Op::Release { id: id(n), progress: progress(3) };
+    durable(&log, (1..=5).map(|n| put(n, b"hello")).collect()).await;
+    durable(&log, vec![held(2), held(3), failed(4), failed(5)]).await;
+    for ops in [
+        vec![requeue(1)],
+        vec![release(1)],
+        vec![release(4)],
+        vec![attempt(2, 9, &[0])],
+        vec![attempt(4, 9, &[0])],
+        vec![release(2), release(2)],
+        vec![requeue(2), requeue(2)],
+        vec![held(1), attempt(1, 9, &[0])],
+    ] {
+        let text = format!("{ops:?}");
+        let refused = log.apply(ops, Durability::Durable).await;
+        assert!(matches!(refused, Err(SpoolError::Refused(..))), "{text}: {refused:?}");
+    }
+    for ops in [vec![requeue(9)], vec![release(9)], vec![Op::Delete { id: id(9) }]] {
+        let refused = log.apply(ops, Durability::Durable).await;
+        assert!(matches!(refused, Err(SpoolError::Unknown(_))), "{refused:?}");
+    }
+    let states = |log: &Log| {
+        let heads = log.heads(None, usize::MAX).into_iter();
+        heads.map(|head| (head.id.as_u128(), head.state, head.attempts)).collect::<Vec<_>>()
+    };
+    use QueueState::{Failed, Held, Queued};
+    let before = [(1, Queued, 0), (2, Held, 1), (3, Held, 1), (4, Failed, 1), (5, Failed, 1)];
+    assert_eq!(states(&log), before);
+    durable(&log, vec![requeue(2), release(3), requeue(4), Op::Delete { id: id(5) }]).await;
+    durable(&log, vec![held(1), release(1), attempt(1, 4, &[0]), update(1, 5)]).await;
+    let after = [(1, Queued, 5), (2, Queued, 2), (3, Queued, 3), (4, Queued, 2)];
+    assert_eq!(states(&log), after);
+    drop(log);
+    assert_eq!(states(&open(&dir).await.0), after);
+}
+
+#[tokio::test]
+async fn the_last_value_of_a_note_is_there_until_it_is_taken_away() {
+    let dir = TempDir::new().unwrap();
+    let disk = TestDisk::new();
+    let (log, _) = open_on(&disk, &dir).await;
+    let largest = vec![0xff; 64 * 1024];
+    let longest = "a-z/0_9.@+".repeat(6) + "abcd";
+    assert_eq!(log.note("budget/a@example.com"), None);
+    durable(&log, vec![note("budget/a@example.com", b"1"), note("x", b"x")]).await;
+    durable(&log, vec![note("budget/a@example.com", b"2"), note(&longest, &largest)]).await;
+    log.apply(vec![note("budget/a@example.com", b"3")], Durability::Lazy).await.unwrap();
+    durable(&log, vec![note("x", b""), note("never", b"")]).await;
+    log.apply(vec![note("lazy", b"yes")], Durability::Lazy).await.unwrap();
+    // What was written lazily is written again in the next segment.
+    disk.fail_next_syncs(1, EIO);
+    log.apply(vec![put(1, b"one")], Durability::Durable).await.unwrap_err();
+    disk.heal();
+    until(|| log.health().trouble.is_none()).await;
+    let check = |log: &Log| {
+        assert_eq!(log.note("budget/a@example.com").unwrap(), b"3");
+        assert_eq!(log.note("lazy").unwrap(), b"yes");
+        assert_eq!(log.note(&longest).unwrap(), largest);
+        assert_eq!((log.note("x"), log.note("never")), (None, None));
+        assert_eq!(ids(log), [0; 0]);
+    };
+    check(&log);
+    check(&open(&snapshot(&dir)).await.0);
+    drop(log);
+    let (log, report) = open(&dir).await;
+    assert_eq!(report, Report::default());
+    check(&log);
+}
+
+#[tokio::test]
+async fn a_note_out_of_bounds_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir).await;
+    let unfit = async |ops: Vec<Op>| {
+        let refused = log.apply(ops, Durability::Lazy).await;
+        assert!(matches!(refused, Err(SpoolError::Unfit(..))), "{refused:?}");
+    };
+    for key in ["", "A", "a b", "\u{e4}", "a:b", &"k".repeat(65)] {
+        unfit(vec![put(1, b"one"), note(key, b"x")]).await;
+    }
+    unfit(vec![note("k", &[0; 64 * 1024 + 1])]).await;
+    let many = (0..4_096).map(|n| note(&format!("n{n}"), b"x"));
+    unfit(many.clone().chain([note("one-more", b"x")]).collect()).await;
+    durable(&log, many.collect()).await;
+    unfit(vec![put(1, b"one"), note("one-more", b"x")]).await;
+    unfit(vec![note("n7", b"y"), note("one-more", b"x")]).await;
+    durable(&log, vec![note("n7", b"y"), note("n8", b""), note("one-more", b"x")]).await;
+    assert_eq!(log.note("n7").unwrap(), b"y");
+    assert_eq!(log.note("n8"), None);
+    assert_eq!(ids(&log), [0; 0]);
 }
 
 #[tokio::test]
@@ -1123,7 +1267,9 @@ async fn check_that_a_message_that_stays_keeps_no_space(
     let open = || async { Log::open_on(Arc::new(disk.clone()), &config, geometry).await.unwrap() };
     let (log, _) = open().await;
     durable(&log, vec![put(1, b"stays"), put(2, b"stays too")]).await;
-    durable(&log, vec![update(1, 7)]).await;
+    durable(&log, vec![update(1, 7), attempt(2, 1, &[1])]).await;
+    durable(&log, vec![note("stays", b"too"), note("goes", b"x")]).await;
+    durable(&log, vec![note("goes", b"")]).await;
     let (mut passed, mut most, mut n) = (0, 0, 10);
     let content = vec![b'x'; len];
     while passed < octets {
@@ -1139,6 +1285,9 @@ async fn check_that_a_message_that_stays_keeps_no_space(
     assert_eq!((ids(&log), report.damaged), (vec![1, 2], Vec::new()));
     assert_eq!(body(&log, 1).await, b"stays");
     assert_eq!(log.open(id(1)).await.unwrap().progress, progress(7));
+    assert_eq!(log.open(id(2)).await.unwrap().progress.sending, [1]);
+    assert_eq!(report.in_doubt, 1);
+    assert_eq!((log.note("stays").unwrap(), log.note("goes")), (b"too".to_vec(), None));
 }
 
 #[tokio::test]
@@ -1238,6 +1387,94 @@ async fn the_only_segment_gives_its_space_back_when_nothing_lives_in_it() {
     assert_eq!(body(&log, 6).await, b"next");
 }
 
+/// What the spool should hold.
+#[derive(Clone, Debug, Default)]
+struct Model {
+    messages: BTreeMap<u128, Kept>,
+    notes: BTreeMap<u64, Vec<u8>>,
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    state: QueueState,
+    attempts: u16,
+    content: Vec<u8>,
+    /// The part of the attempt that is open.
+    sending: Vec<u32>,
+    in_doubt: bool,
+}
+
+impl Model {
+    fn put(&mut self, n: u128, content: Vec<u8>) {
+        let (state, sending) = (QueueState::Queued, Vec::new());
+        let kept = Kept { state, attempts: 0, content, sending, in_doubt: false };
+        self.messages.insert(n, kept);
+    }
+
+    /// Makes up an operation on message `n`, and does it; false if it is one that is refused.
+    fn change(&mut self, n: u128, random: &mut Random, ops: &mut Vec<Op>) -> bool {
+        let kept = self.messages.get_mut(&n).unwrap();
+        let id = id(n);
+        let attempts = u16::try_from(random.below(9)).unwrap();
+        let sending = vec![u32::try_from(random.below(2)).unwrap()];
+        use QueueState::{Failed, Held, Queued};
+        let progress = progress(attempts);
+        let (op, allowed, state) = match random.below(9) {
+            0 => (Op::Update { id, progress }, kept.state != Failed, Queued),
+            1 => (Op::Hold { id, progress }, kept.state != Failed, Held),
+            2 => (Op::Fail { id, progress }, kept.state != Failed, Failed),
+            3 => (Op::Requeue { id, progress }, kept.state != Queued, Queued),
+            4 => (Op::Release { id, progress }, kept.state == Held, Queued),
+            5 | 6 => {
+                ops.push(attempt(n, attempts, &sending));
+                let allowed = kept.state == Queued;
+                (kept.attempts, kept.sending) = (attempts, sending);
+                return allowed;
+            }
+            7 => {
+                ops.push(Op::Done { id });
+                self.messages.remove(&n);
+                return true;
+            }
+            _ => {
+                ops.push(Op::Delete { id });
+                self.messages.remove(&n);
+                return true;
+            }
+        };
+        ops.push(op);
+        (kept.state, kept.attempts, kept.sending) = (state, attempts, Vec::new());
+        kept.in_doubt = false;
+        allowed
+    }
+
+    fn restart(&mut self) {
+        for kept in self.messages.values_mut() {
+            kept.in_doubt = !kept.sending.is_empty();
+        }
+    }
+
+    async fn check(&self, log: &Log) {
+        let heads = log.heads(None, usize::MAX);
+        let seen =
+            heads.iter().map(|head| (head.id.as_u128(), head.state, head.attempts, head.in_doubt));
+        let should =
+            self.messages.iter().map(|(n, kept)| (*n, kept.state, kept.attempts, kept.in_doubt));
+        assert_eq!(seen.collect::<Vec<_>>(), should.collect::<Vec<_>>());
+        for (n, kept) in &self.messages {
+            let stored = log.open(id(*n)).await.unwrap();
+            assert_eq!(stored.progress.attempts, kept.attempts);
+            assert_eq!(stored.progress.sending, kept.sending);
+            assert_eq!(read_all(&stored.body).await.unwrap(), kept.content);
+        }
+        for key in 0..NOTE_KEYS {
+            assert_eq!(log.note(&format!("note/{key}")).as_ref(), self.notes.get(&key), "{key}");
+        }
+    }
+}
+
+const NOTE_KEYS: u64 = 4;
+
 #[tokio::test]
 async fn random_operations_agree_with_a_model() {
     for seed in 0..fuzz_rounds().div_ceil(50) {
@@ -1249,46 +1486,36 @@ async fn random_operations_agree_with_a_model() {
         let config = at(dir.path());
         let open_on = || Log::open_on(Arc::clone(&disk) as Arc<dyn Disk>, &config, geometry);
         let (mut log, _) = open_on().await.unwrap();
-        let mut model: BTreeMap<u128, (QueueState, u16, Vec<u8>)> = BTreeMap::new();
+        let mut model = Model::default();
         let mut next = 1;
         for step in 0..300 {
             let mut after = model.clone();
             let mut ops = Vec::new();
+            let mut is_allowed = true;
             for _ in 0..=random.below(3) {
-                let known = after.keys().nth(usize::try_from(random.below(12)).unwrap()).copied();
-                let attempts = u16::try_from(random.below(9)).unwrap();
-                let progress = progress(attempts);
-                // What has failed may lie in files already: nothing but its end can come.
-                let has_failed = known.is_some_and(|n| after[&n].0 == QueueState::Failed);
-                match (if has_failed { 7 } else { random.below(8) }, known) {
-                    (0..=2, _) | (_, None) => {
+                let known = usize::try_from(random.below(12)).unwrap();
+                let known = after.messages.keys().nth(known).copied();
+                match (random.below(9), known) {
+                    (0, _) => {
+                        let key = random.below(NOTE_KEYS);
+                        let len = [0, 1, 30, 9_000][usize::try_from(random.below(4)).unwrap()];
+                        let byte = u8::try_from(random.below(256)).unwrap();
+                        ops.push(note(&format!("note/{key}"), &vec![byte; len]));
+                        match len {
+                            0 => after.notes.remove(&key),
+                            _ => after.notes.insert(key, vec![byte; len]),
+                        };
+                    }
+                    (1..=3, _) | (_, None) => {
                         let len = if random.below(40) == 0 { 1_100_000 } else { random.below(300) };
                         let byte = u8::try_from(random.below(256)).unwrap();
                         let content = vec![byte; usize::try_from(len).unwrap()];
                         let body = stage(&log, &content).await;
                         ops.push(Op::Put { envelope: envelope(next), body });
-                        after.insert(next, (QueueState::Queued, 0, content));
+                        after.put(next, content);
                         next += 1;
                     }
-                    (3, Some(n)) => {
-                        ops.push(Op::Update { id: id(n), progress });
-                        let entry = after.get_mut(&n).unwrap();
-                        (entry.0, entry.1) = (QueueState::Queued, attempts);
-                    }
-                    (4, Some(n)) => {
-                        ops.push(Op::Hold { id: id(n), progress });
-                        let entry = after.get_mut(&n).unwrap();
-                        (entry.0, entry.1) = (QueueState::Held, attempts);
-                    }
-                    (5, Some(n)) => {
-                        ops.push(Op::Fail { id: id(n), progress });
-                        let entry = after.get_mut(&n).unwrap();
-                        (entry.0, entry.1) = (QueueState::Failed, attempts);
-                    }
-                    (_, Some(n)) => {
-                        ops.push(done(n));
-                        after.remove(&n);
-                    }
+                    (_, Some(n)) => is_allowed &= after.change(n, &mut random, &mut ops),
                 }
             }
             let durability = match random.below(2) {
@@ -1298,10 +1525,10 @@ async fn random_operations_agree_with_a_model() {
             if random.below(12) == 0 {
                 disk.fail_next(1 + random.below(3), EIO);
             }
-            match log.apply(ops, durability).await {
-                Ok(()) => model = after,
-                Err(SpoolError::Io(..)) => {}
-                Err(other) => panic!("{seed}, {step}: {other}"),
+            match (log.apply(ops, durability).await, is_allowed) {
+                (Ok(()), true) => model = after,
+                (Err(SpoolError::Refused(..)), false) | (Err(SpoolError::Io(..)), true) => {}
+                (other, _) => panic!("{seed}, {step}: {other:?}, {is_allowed}"),
             }
             disk.heal();
             let restart = random.below(15);
@@ -1311,26 +1538,17 @@ async fn random_operations_agree_with_a_model() {
                 let killed = snapshot(&dir);
                 let (copy, report) = open(&killed).await;
                 assert_eq!(report.damaged, Vec::<String>::new(), "{seed}, {step}");
-                check_model(&copy, &model).await;
+                model.restart();
+                model.check(&copy).await;
+                let in_doubt = model.messages.values().filter(|kept| kept.in_doubt).count();
+                assert_eq!((report.messages, report.in_doubt), (model.messages.len(), in_doubt));
                 drop(log);
                 log = open_on().await.unwrap().0;
             }
             if restart <= 1 {
-                check_model(&log, &model).await;
+                model.check(&log).await;
             }
         }
-    }
-}
-
-async fn check_model(log: &Log, model: &BTreeMap<u128, (QueueState, u16, Vec<u8>)>) {
-    let heads = log.heads(None, usize::MAX);
-    let seen = heads.iter().map(|head| (head.id.as_u128(), head.state, head.attempts));
-    let should = model.iter().map(|(n, (state, attempts, _))| (*n, *state, *attempts));
-    assert_eq!(seen.collect::<Vec<_>>(), should.collect::<Vec<_>>());
-    for (n, (_, attempts, content)) in model {
-        let stored = log.open(id(*n)).await.unwrap();
-        assert_eq!(stored.progress.attempts, *attempts);
-        assert_eq!(&read_all(&stored.body).await.unwrap(), content);
     }
 }
 

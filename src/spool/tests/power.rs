@@ -52,7 +52,13 @@ enum Change {
     Update(u128, u16),
     Hold(u128, u16),
     Fail(u128, u16),
+    Attempt(u128, u16),
+    Requeue(u128, u16),
+    Release(u128, u16),
     Done(u128),
+    Delete(u128),
+    /// Of that number; 0 takes it away.
+    Note(u8, u16),
 }
 
 /// One `apply`.
@@ -84,10 +90,53 @@ struct Message {
     state: QueueState,
     /// None: never tried.
     attempts: Option<u16>,
+    /// The last that was written of it is the mark of an attempt.
+    is_attempted: bool,
     body: Arc<[u8]>,
 }
 
-type Model = BTreeMap<u128, Message>;
+/// The messages, and beside them the notes.
+#[derive(Clone, Default, PartialEq, Eq)]
+struct Model {
+    messages: BTreeMap<u128, Message>,
+    notes: BTreeMap<u8, u16>,
+}
+
+impl Model {
+    fn new() -> Self {
+        Self::default()
+    }
+
+    fn has_notes_of(&self, log: &Log) -> bool {
+        (0..NOTES).all(|key| log.note(&name_of(key)) == self.notes.get(&key).map(|n| value(*n)))
+    }
+}
+
+impl std::ops::Deref for Model {
+    type Target = BTreeMap<u128, Message>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.messages
+    }
+}
+
+impl std::ops::DerefMut for Model {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.messages
+    }
+}
+
+/// Notes are of numbers below.
+const NOTES: u8 = 3;
+
+fn name_of(key: u8) -> String {
+    format!("note/{key}")
+}
+
+/// Of a length that is not always the same.
+fn value(n: u16) -> Vec<u8> {
+    n.to_be_bytes().repeat(usize::from(n % 700))
+}
 
 impl Request {
     fn apply(&self, model: &mut Model) {
@@ -95,13 +144,24 @@ impl Request {
             let (n, state, attempts) = match change {
                 Change::Put(n, body) => {
                     let body = Arc::clone(body);
-                    model.insert(*n, Message { state: QueueState::Queued, attempts: None, body });
+                    let (state, attempts) = (QueueState::Queued, None);
+                    model.insert(*n, Message { state, attempts, is_attempted: false, body });
                     continue;
                 }
-                Change::Done(n) => {
+                Change::Done(n) | Change::Delete(n) => {
                     model.remove(n);
                     continue;
                 }
+                Change::Note(key, n) => {
+                    match value(*n).is_empty() {
+                        true => model.notes.remove(key),
+                        false => model.notes.insert(*key, *n),
+                    };
+                    continue;
+                }
+                Change::Attempt(n, attempts)
+                | Change::Requeue(n, attempts)
+                | Change::Release(n, attempts) => (n, QueueState::Queued, attempts),
                 Change::Update(n, attempts) => (n, QueueState::Queued, attempts),
                 Change::Hold(n, attempts) => (n, QueueState::Held, attempts),
                 Change::Fail(n, attempts) => (n, QueueState::Failed, attempts),
@@ -109,6 +169,7 @@ impl Request {
             // It may not be there when what put it there was lost by damage.
             if let Some(message) = model.get_mut(n) {
                 (message.state, message.attempts) = (state, Some(*attempts));
+                message.is_attempted = matches!(change, Change::Attempt(..));
             }
         }
     }
@@ -116,7 +177,15 @@ impl Request {
     fn puts(&self) -> impl Iterator<Item = u128> {
         self.changes.iter().filter_map(|change| match change {
             Change::Put(n, _) => Some(*n),
-            Change::Update(..) | Change::Hold(..) | Change::Fail(..) | Change::Done(_) => None,
+            Change::Update(..)
+            | Change::Hold(..)
+            | Change::Fail(..)
+            | Change::Attempt(..)
+            | Change::Requeue(..)
+            | Change::Release(..)
+            | Change::Done(_)
+            | Change::Delete(_)
+            | Change::Note(..) => None,
         })
     }
 }
@@ -312,7 +381,16 @@ impl Run {
                 Change::Update(n, attempts) => update(*n, *attempts),
                 Change::Hold(n, attempts) => Op::Hold { id: id(*n), progress: progress(*attempts) },
                 Change::Fail(n, attempts) => Op::Fail { id: id(*n), progress: progress(*attempts) },
+                Change::Attempt(n, attempts) => attempt(*n, *attempts, &[1]),
+                Change::Requeue(n, attempts) => {
+                    Op::Requeue { id: id(*n), progress: progress(*attempts) }
+                }
+                Change::Release(n, attempts) => {
+                    Op::Release { id: id(*n), progress: progress(*attempts) }
+                }
                 Change::Done(n) => done(*n),
+                Change::Delete(n) => Op::Delete { id: id(*n) },
+                Change::Note(key, n) => note(&name_of(*key), &value(*n)),
             });
         }
         let durability = request.durability;
@@ -352,14 +430,7 @@ impl Run {
             }
             Step::Recover => {
                 let log = self.log.as_ref().unwrap();
-                let mut rounds = 0;
-                while log.health().trouble.is_some() {
-                    let state = lock(&self.turn.state);
-                    let pause = Duration::from_millis(20);
-                    drop(self.turn.changed.wait_timeout(state, pause).unwrap());
-                    rounds += 1;
-                    assert!(rounds < 1_000, "it does not recover");
-                }
+                self.wait_until(|| log.health().trouble.is_none());
             }
             Step::Discard { is_whole } => {
                 let log = self.log.as_ref().unwrap();
@@ -384,6 +455,18 @@ impl Run {
                 self.reopen();
             }
         }
+    }
+
+    fn wait_until(&self, is_so: impl Fn() -> bool) {
+        for _ in 0..1_000 {
+            if is_so() {
+                return;
+            }
+            let state = lock(&self.turn.state);
+            let pause = Duration::from_millis(20);
+            drop(self.turn.changed.wait_timeout(state, pause).unwrap());
+        }
+        panic!("it does not come to pass");
     }
 
     /// After a fault the spool may not open: then it is tried once more, as an operator would.
@@ -698,7 +781,8 @@ async fn compare(
 ) -> Result<Model, String> {
     let heads = log.heads(None, usize::MAX);
     let found = candidates.iter().rev().find(|model| {
-        model.len() == heads.len()
+        model.has_notes_of(log)
+            && model.len() == heads.len()
             && model.iter().zip(&heads).all(|((n, message), head)| *head == message.head(*n))
     });
     let Some(model) = found else {
@@ -709,7 +793,7 @@ async fn compare(
         }
         for model in candidates {
             text.push_str("\n  it could hold");
-            for (n, message) in model {
+            for (n, message) in model.iter() {
                 write!(text, " {n}: {:?} {:?}", message.state, message.attempts).unwrap();
             }
         }
@@ -720,7 +804,7 @@ async fn compare(
         return Err(format!("a power cut counts as damage: {:?}", report.damaged));
     }
     // Failed messages move meanwhile: here from the log, below from their files.
-    for (n, message) in model {
+    for (n, message) in model.iter() {
         message.compare(*n, log, verified).await?;
     }
     log.shared.filer.wait_until_idle();
@@ -759,12 +843,16 @@ impl Message {
             size: self.body.len() as u64,
             pending: 2,
             attempts: self.attempts.unwrap_or(0),
+            in_doubt: self.is_attempted,
         }
     }
 
     fn progress(&self) -> Progress {
         match self.attempts {
-            Some(attempts) => progress(attempts),
+            Some(attempts) => {
+                let sending = if self.is_attempted { vec![1] } else { Vec::new() };
+                Progress { sending, ..progress(attempts) }
+            }
             None => Progress::new(UnixMillis(1_000), 2),
         }
     }
@@ -796,6 +884,7 @@ fn all_steps() -> Vec<Step> {
     vec![
         one(durably(vec![message(1, 100), message(2, 5_000)])),
         one(lazily(vec![Change::Update(1, 1)])),
+        one(lazily(vec![Change::Attempt(1, 1), Change::Note(0, 5)])),
         one(lazily(vec![message(3, 700)])),
         one(durably(vec![message(4, 200)])),
         one(durably(vec![message(5, LARGE)])),
@@ -812,17 +901,20 @@ fn all_steps() -> Vec<Step> {
         one(lazily(vec![Change::Fail(11, 2), Change::Done(5)])),
         one(lazily(vec![Change::Update(1, 2)])),
         Step::Settle,
+        one(lazily(vec![Change::Attempt(6, 1), Change::Note(0, 699)])),
+        // One that lies in files.
+        one(durably(vec![Change::Requeue(11, 1), Change::Release(3, 2), Change::Note(1, 80)])),
         Step::Kill,
         one(durably(vec![message(9, 9_000), Change::Done(1), Change::Done(11)])),
         one(lazily(vec![Change::Update(3, 2)])),
         Step::Restart,
-        one(lazily(vec![Change::Fail(7, 1)])),
+        one(lazily(vec![Change::Note(0, 0), Change::Attempt(6, 2), Change::Fail(7, 1)])),
         one(durably(vec![Change::Done(6), Change::Fail(8, 1)])),
         Step::Settle,
         // It is put again, and fails again.
-        one(lazily(vec![Change::Done(8), message(8, 60)])),
+        one(lazily(vec![Change::Requeue(8, 2)])),
         one(lazily(vec![Change::Fail(8, 4)])),
-        one(lazily(vec![Change::Done(7)])),
+        one(lazily(vec![Change::Delete(7)])),
         one(durably(vec![Change::Done(3), Change::Done(8), Change::Done(9)])),
         one(durably(vec![message(10, 10)])),
     ]
@@ -830,8 +922,7 @@ fn all_steps() -> Vec<Step> {
 
 /// Steps that nobody thought of.
 fn random_steps(random: &mut Random) -> Vec<Step> {
-    let mut known: Vec<u128> = Vec::new();
-    let mut failed: HashSet<u128> = HashSet::new();
+    let mut known: Vec<(u128, QueueState)> = Vec::new();
     let mut next = 1;
     let mut large = 2;
     let mut steps = Vec::new();
@@ -843,10 +934,14 @@ fn random_steps(random: &mut Random) -> Vec<Step> {
                 let at = random.below(known.len().max(1) as u64);
                 let at = usize::try_from(at).unwrap();
                 let known_one = known.get(at).copied();
-                // What has failed may lie in files already: nothing but its end can come.
-                let has_failed = known_one.is_some_and(|n| failed.contains(&n));
-                changes.push(match (if has_failed { 7 } else { random.below(8) }, known_one) {
-                    (0..=3, _) | (_, None) => {
+                use QueueState::{Failed, Held, Queued};
+                let mut into = |state| known[at].1 = state;
+                changes.push(match (random.below(12), known_one) {
+                    (0, _) => {
+                        let key = u8::try_from(random.below(NOTES.into())).unwrap();
+                        Change::Note(key, u16::try_from(random.below(30)).unwrap())
+                    }
+                    (1..=4, _) | (_, None) => {
                         let len = match random.below(12) {
                             0 if can_be_large && large > 0 => {
                                 large -= 1;
@@ -856,17 +951,41 @@ fn random_steps(random: &mut Random) -> Vec<Step> {
                             3 => 20_000,
                             _ => 1 + index(random, 300),
                         };
-                        known.push(next);
+                        known.push((next, Queued));
                         next += 1;
                         message(next - 1, len)
                     }
-                    (4, Some(n)) => Change::Update(n, attempts),
-                    (5, Some(n)) => Change::Hold(n, attempts),
-                    (6, Some(n)) => {
-                        failed.insert(n);
+                    (5, Some((n, Queued | Held))) => {
+                        into(Held);
+                        Change::Hold(n, attempts)
+                    }
+                    (6, Some((n, Queued | Held))) => {
+                        into(Failed);
                         Change::Fail(n, attempts)
                     }
-                    (_, Some(n)) => {
+                    (7 | 8, Some((n, Queued))) => Change::Attempt(n, attempts),
+                    (7, Some((n, Held))) => {
+                        into(Queued);
+                        Change::Release(n, attempts)
+                    }
+                    (8, Some((n, Held))) => {
+                        into(Queued);
+                        Change::Requeue(n, attempts)
+                    }
+                    // It may have to be read from its files first.
+                    (7..=9, Some((n, Failed))) if can_be_large => {
+                        into(Queued);
+                        Change::Requeue(n, attempts)
+                    }
+                    (9, Some((n, Queued | Held))) => {
+                        into(Queued);
+                        Change::Update(n, attempts)
+                    }
+                    (10, Some((n, _))) => {
+                        known.remove(at);
+                        Change::Delete(n)
+                    }
+                    (_, Some((n, _))) => {
                         known.remove(at);
                         Change::Done(n)
                     }
@@ -924,7 +1043,7 @@ fn short_steps(large: usize) -> Vec<Step> {
     let one = |request| Step::Apply(vec![request]);
     vec![
         one(durably(vec![message(1, 100), message(2, 5_000)])),
-        one(lazily(vec![message(3, 100), Change::Update(1, 1)])),
+        one(lazily(vec![message(3, 100), Change::Attempt(1, 1), Change::Note(0, 40)])),
         one(durably(vec![message(4, 6_000)])),
         one(lazily(vec![Change::Done(2)])),
         one(lazily(vec![message(5, 5_000)])),
@@ -999,7 +1118,12 @@ impl Run {
                 Change::Update(n, _)
                 | Change::Hold(n, _)
                 | Change::Fail(n, _)
-                | Change::Done(n) => known.contains(n),
+                | Change::Attempt(n, _)
+                | Change::Requeue(n, _)
+                | Change::Release(n, _)
+                | Change::Done(n)
+                | Change::Delete(n) => known.contains(n),
+                Change::Note(..) => true,
             })
         })
     }
@@ -1410,9 +1534,9 @@ fn files_that_a_start_takes_for_gone_do_not_come_back_with_a_power_cut() {
     run.step(Step::Apply(vec![durably(vec![Change::Fail(1, 1)])]));
     run.step(Step::Settle);
     run.step(Step::Apply(vec![durably(vec![Change::Done(1)])]));
-    run.step(Step::Settle);
-    let run = run.finish();
     let names = |disk: &SimDisk| disk.names(&spool().path.join("failed")).unwrap_or_default();
+    run.wait_until(|| names(&run.disk).is_empty());
+    let run = run.finish();
     let without_power = |disk: &SimDisk| {
         let state = disk.state();
         let items = state.items();

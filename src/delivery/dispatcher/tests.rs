@@ -1,0 +1,339 @@
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use super::*;
+use crate::config;
+use crate::envelope::{Client, Envelope, Priority, Rcpt};
+use crate::outcome::Receipt;
+use crate::provider::Limits;
+use crate::smtp::address::{Charset, ForwardPath, ReversePath};
+use crate::smtp::params::Notify;
+use crate::spool::Staged;
+use crate::spool::log::Log;
+
+/// Longer than anything takes here.
+const PATIENCE: Duration = Duration::from_secs(10);
+const FIRST: Duration = Duration::from_millis(200);
+
+/// What the provider does with a part.
+#[derive(Clone, Copy, Debug)]
+enum Play {
+    Take,
+    /// Refused for now.
+    Later,
+    /// Nothing could be connected to.
+    Trouble,
+    /// The answer to the final dot was lost.
+    Lose,
+    Panic,
+    /// No answer, ever.
+    Hang,
+}
+
+/// A part that the provider was handed.
+#[derive(Debug)]
+struct Call {
+    at: Instant,
+    part: Vec<usize>,
+    /// What the mark on disk said at that time.
+    sending: Vec<u32>,
+    attempts: u16,
+}
+
+/// Takes what its script does not speak of.
+struct Fake {
+    spool: Arc<Log>,
+    script: Mutex<VecDeque<Play>>,
+    calls: Mutex<Vec<Call>>,
+    recipients: usize,
+}
+
+impl Provider for Fake {
+    fn limits(&self) -> Limits {
+        Limits { recipients: self.recipients }
+    }
+
+    fn deliver<'a>(
+        &'a self,
+        submission: &'a Submission,
+        outcomes: &'a Outcomes,
+    ) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let at = clock::now();
+            let progress = self.spool.open(submission.envelope.id).await.unwrap().progress;
+            let (part, sending) = (submission.part.clone(), progress.sending);
+            let call = Call { at, part, sending, attempts: progress.attempts };
+            self.calls.lock().unwrap().push(call);
+            let play = self.script.lock().unwrap().pop_front().unwrap_or(Play::Take);
+            let outcome = match play {
+                Play::Take => Outcome::Delivered(Receipt { words: "250 ok".into() }),
+                Play::Later => Outcome::Deferred(Cause::new(Scope::Recipient, Stage::Rcpt, "450")),
+                Play::Trouble => {
+                    Outcome::Deferred(Cause::new(Scope::Provider, Stage::Connect, "refused"))
+                }
+                Play::Lose => {
+                    let cause = Cause::new(Scope::Message, Stage::EndOfData, "lost");
+                    Outcome::Deferred(Cause { lost: true, maybe_sent: true, ..cause })
+                }
+                Play::Panic => panic!("the provider of the test panics on demand"),
+                Play::Hang => std::future::pending().await,
+            };
+            for rcpt in &submission.part {
+                outcomes.settle(*rcpt, outcome.clone());
+            }
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
+
+/// A spool with one message for two recipients, and its engine.
+struct Stand {
+    folder: TempDir,
+    spool: Arc<Log>,
+    metrics: Arc<Metrics>,
+}
+
+const ID: SpoolId = SpoolId::from_u128(1);
+
+fn envelope() -> Envelope {
+    let rcpt = |path| Rcpt {
+        path: ForwardPath::parse(path, Charset::Ascii).unwrap(),
+        notify: Notify::Unsaid,
+        orcpt: None,
+    };
+    Envelope {
+        id: ID,
+        accepted: clock::wall(),
+        reverse_path: ReversePath::Null,
+        rcpts: vec![rcpt("a@example.com"), rcpt("b@example.com")],
+        smtputf8: false,
+        eight_bit: false,
+        ret: None,
+        envid: None,
+        size: 2,
+        client: Client { address: "unix".into(), helo: "app".into() },
+        priority: Priority::Normal,
+        author: None,
+        prepend: Bytes::new(),
+    }
+}
+
+impl Stand {
+    async fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        let spool = open(&folder).await;
+        let put = Op::Put { envelope: envelope(), body: Staged::Memory(b"hi".to_vec()) };
+        spool.apply(vec![put], Durability::Durable).await.unwrap();
+        Self { folder, spool, metrics: Arc::new(Metrics::new()) }
+    }
+
+    /// As a process that was killed leaves it: `sending` was on its way.
+    async fn left(sending: &[u32]) -> Self {
+        let stand = Self::new().await;
+        stand.mark(sending).await;
+        stand.restarted().await
+    }
+
+    async fn mark(&self, sending: &[u32]) {
+        let mut progress = self.spool.open(ID).await.unwrap().progress;
+        progress.sending = sending.to_vec();
+        self.apply(Op::Attempt { id: ID, progress }).await;
+    }
+
+    async fn apply(&self, op: Op) {
+        self.spool.apply(vec![op], Durability::Lazy).await.unwrap();
+    }
+
+    async fn restarted(self) -> Self {
+        self.spool.close().await;
+        let Self { folder, spool, metrics: _ } = self;
+        drop(spool);
+        let spool = open(&folder).await;
+        Self { folder, spool, metrics: Arc::new(Metrics::new()) }
+    }
+
+    /// Runs the engine until `over` holds; what the provider was handed.
+    async fn run(&self, script: &[Play], over: impl Fn(&Self, &[Call]) -> bool) -> Vec<Call> {
+        self.run_parts(2, script, over).await
+    }
+
+    async fn run_parts(
+        &self,
+        recipients: usize,
+        script: &[Play],
+        over: impl Fn(&Self, &[Call]) -> bool,
+    ) -> Vec<Call> {
+        let script = Mutex::new(script.iter().copied().collect());
+        let spool = Arc::clone(&self.spool);
+        let fake = Arc::new(Fake { spool, script, calls: Mutex::default(), recipients });
+        let retry = retry_config();
+        let (_accepted, accepted) = mpsc::unbounded_channel();
+        let mut dispatcher = Dispatcher::new(
+            Arc::clone(&self.spool),
+            Some(Arc::clone(&fake) as Arc<dyn Provider>),
+            Settings { retry, concurrency: 2 },
+            accepted,
+            Arc::clone(&self.metrics),
+            watch::Sender::new(None),
+        );
+        dispatcher.load();
+        let stop = CancellationToken::new();
+        let until = async {
+            while !over(self, &fake.calls.lock().unwrap()) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            stop.cancel();
+        };
+        let both =
+            async { tokio::join!(dispatcher.run(stop.clone(), Duration::from_millis(1)), until) };
+        tokio::time::timeout(PATIENCE, both).await.expect("it did not come to be");
+        fake.calls.lock().unwrap().drain(..).collect()
+    }
+
+    fn state(&self) -> Option<QueueState> {
+        self.spool.heads(None, 1).first().map(|head| head.state)
+    }
+
+    /// Whether the message has left the spool.
+    fn is_done(&self, _calls: &[Call]) -> bool {
+        self.state().is_none()
+    }
+
+    fn in_doubt(&self) -> u64 {
+        self.metrics.in_doubt.get()
+    }
+}
+
+async fn open(folder: &TempDir) -> Arc<Log> {
+    let config = config::Spool {
+        path: folder.path().join("spool"),
+        min_free: 0,
+        keep_failed: Duration::from_secs(7 * 24 * 60 * 60),
+    };
+    Arc::new(Log::open(&config).await.unwrap().0)
+}
+
+fn retry_config() -> Retry {
+    Retry {
+        first: FIRST,
+        factor: 1.0,
+        max: FIRST,
+        jitter: 0.0,
+        give_up_after: Duration::from_secs(3600),
+    }
+}
+
+fn parts(calls: &[Call]) -> Vec<&[usize]> {
+    calls.iter().map(|call| call.part.as_slice()).collect()
+}
+
+#[tokio::test]
+async fn what_a_former_run_was_sending_is_counted_and_sent_once_more_not_at_once() {
+    let stand = Stand::left(&[1]).await;
+    let began = clock::now();
+    let calls = stand.run(&[], Stand::is_done).await;
+    assert_eq!(parts(&calls), [[0, 1]]);
+    assert!(calls[0].at >= began + FIRST && calls[0].attempts == 1);
+    assert_eq!(stand.in_doubt(), 1, "one recipient was being sent to");
+}
+
+#[tokio::test]
+async fn a_message_that_was_not_being_sent_is_tried_at_once_after_a_start() {
+    let stand = Stand::new().await.restarted().await;
+    let calls = stand.run(&[], Stand::is_done).await;
+    assert_eq!(parts(&calls), [[0, 1]]);
+    assert_eq!((calls[0].attempts, stand.in_doubt()), (0, 0));
+}
+
+#[tokio::test]
+async fn what_two_runs_were_sending_is_held() {
+    let stand = Stand::left(&[0, 1]).await;
+    stand.run(&[Play::Hang], |_, calls| !calls.is_empty()).await;
+    assert_eq!(stand.in_doubt(), 2);
+    let stand = stand.restarted().await;
+    let calls = stand.run(&[], |stand, _| stand.state() == Some(QueueState::Held)).await;
+    assert_eq!(calls.len(), 0, "not a third time");
+    assert_eq!(stand.in_doubt(), 2);
+    let progress = stand.spool.open(ID).await.unwrap().progress;
+    assert_eq!((progress.pending().count(), progress.sending.len()), (2, 0));
+}
+
+#[tokio::test]
+async fn a_doubt_of_a_former_run_and_a_lost_answer_make_two() {
+    let stand = Stand::left(&[0, 1]).await;
+    let held = |stand: &Stand, _: &[Call]| stand.state() == Some(QueueState::Held);
+    let calls = stand.run(&[Play::Lose], held).await;
+    assert_eq!(parts(&calls), [[0, 1]]);
+    assert_eq!(stand.in_doubt(), 4);
+}
+
+#[tokio::test]
+async fn a_part_is_marked_while_it_is_sent_and_its_outcome_takes_the_mark_away() {
+    let stand = Stand::new().await;
+    let script = [Play::Take, Play::Later];
+    let set_back = |stand: &Stand, _: &[Call]| {
+        stand.spool.heads(None, 1).first().is_some_and(|head| head.attempts == 1)
+    };
+    let calls = stand.run_parts(1, &script, set_back).await;
+    let marks: Vec<_> = calls.iter().map(|call| call.sending.as_slice()).collect();
+    assert_eq!(marks, [[0], [1]]);
+    let stand = stand.restarted().await;
+    assert!(!stand.spool.heads(None, 1)[0].in_doubt);
+    assert_eq!(stand.spool.open(ID).await.unwrap().progress.sending, [0; 0]);
+    let calls = stand.run_parts(1, &[], Stand::is_done).await;
+    assert_eq!(parts(&calls), [[1]]);
+    assert_eq!(stand.in_doubt(), 0);
+}
+
+#[tokio::test]
+async fn a_provider_in_trouble_leaves_no_mark_and_settles_no_doubt() {
+    let stand = Stand::left(&[0, 1]).await;
+    let met = |stand: &Stand, calls: &[Call]| {
+        // It is put back when the outcome is on disk.
+        calls.len() == 1 && stand.metrics.attempt_seconds.get_sample_count() == 1
+    };
+    let calls = stand.run(&[Play::Trouble], met).await;
+    assert_eq!(calls[0].sending, [0, 1]);
+    let stand = stand.restarted().await;
+    assert!(!stand.spool.heads(None, 1)[0].in_doubt);
+    let held = |stand: &Stand, _: &[Call]| stand.state() == Some(QueueState::Held);
+    let calls = stand.run(&[Play::Lose], held).await;
+    assert_eq!(parts(&calls), [[0, 1]], "in doubt for the second time");
+}
+
+#[tokio::test]
+async fn a_message_that_was_held_meanwhile_is_not_sent() {
+    let stand = Stand::new().await;
+    let (spool, script) = (Arc::clone(&stand.spool), Mutex::default());
+    let fake = Arc::new(Fake { spool, script, calls: Mutex::default(), recipients: 2 });
+    let shared = Shared {
+        spool: Arc::clone(&stand.spool),
+        provider: None,
+        settings: Settings { retry: retry_config(), concurrency: 1 },
+        metrics: Arc::clone(&stand.metrics),
+        gate: Mutex::new(Gate::new()),
+        trouble: watch::Sender::new(None),
+    };
+    let shared = Arc::new(shared);
+    let progress = stand.spool.open(ID).await.unwrap().progress;
+    stand.apply(Op::Hold { id: ID, progress }).await;
+    let ended = attempt(Arc::clone(&shared), fake.clone(), ID, Pass::Free).await;
+    assert!(matches!(ended, Ended::Done));
+    stand.apply(Op::Delete { id: ID }).await;
+    let ended = attempt(shared, fake.clone(), ID, Pass::Free).await;
+    assert!(matches!(ended, Ended::Done));
+    assert_eq!(fake.calls.lock().unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn an_attempt_that_panicked_is_in_doubt_like_a_lost_answer() {
+    let stand = Stand::new().await;
+    let calls = stand.run(&[Play::Panic], Stand::is_done).await;
+    assert_eq!(parts(&calls), [[0, 1], [0, 1]]);
+    assert_eq!(stand.in_doubt(), 2);
+}
