@@ -21,6 +21,7 @@ use crate::provider::smtp::SmtpProvider;
 use crate::shutdown::Shutdown;
 use crate::smtp::reply;
 use crate::spool::log::{Log, OpenError, Report};
+use crate::telemetry;
 
 /// Descriptors beside those of clients: spool, log, admin, upstream connections.
 const OTHER_DESCRIPTORS: u64 = 256 + admin::socket::PLACES as u64;
@@ -92,6 +93,7 @@ impl App {
             accepted,
             Arc::clone(&metrics),
             trouble_is,
+            telemetry::written(),
         );
         dispatcher.load();
         delivery.tasks.spawn(dispatcher.run(delivery.token.clone(), grace));

@@ -61,7 +61,7 @@
 //! | `delivery::schedule` | pure, `envelope` |
 //! | `delivery::retry` | pure, `envelope`, `outcome`, `config` |
 //! | `delivery::gate` | pure, `envelope`, `outcome`, `delivery::retry` |
-//! | `delivery::dispatcher` | `smtp::address`, `smtp::reply`, `envelope`, `outcome`, `spool`, `provider`, `delivery`, `config` |
+//! | `delivery::dispatcher` | `smtp::address`, `smtp::reply`, `envelope`, `outcome`, `spool`, `provider`, `delivery`, `config`, `telemetry` |
 //! | `spool` | `envelope`, `outcome`, `smtp::address`, `smtp::params`, `smtp::reply`, `config` |
 //! | `listener` | `smtp`, `envelope`, `outcome`, `message`, `spool`, `config` |
 //! | `provider::smtp::dialog` | pure, `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome` |

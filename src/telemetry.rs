@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tracing::{Level, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
@@ -23,6 +24,11 @@ const BUFFER: usize = 64 * 1024;
 /// Lines that wait for the thread. When they are full (whoever reads the log is stuck) lines are dropped and counted:
 /// mail goes on.
 const LINES: usize = 16 * 1024;
+/// How long whoever must not go on before a line is written waits for that.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(1);
+
+/// The log of this process.
+static LOG: OnceLock<Written> = OnceLock::new();
 
 /// Starts logging to standard error. Lines are flushed when the guard goes.
 pub fn start(config: &config::Log, metrics: Arc<Metrics>) -> io::Result<Guard> {
@@ -39,6 +45,8 @@ pub fn start(config: &config::Log, metrics: Arc<Metrics>) -> io::Result<Guard> {
         config::LogFormat::Json => true,
     };
     let (pipe, guard) = pipe(metrics)?;
+    // A second start in one process (tests) keeps the first.
+    LOG.get_or_init(|| Written(Some(guard.lines.clone())));
     // What libraries say is of interest only when it goes wrong.
     let filter = Targets::new().with_default(LevelFilter::WARN).with_target("mailsluice", level);
     let subscriber = tracing_subscriber::registry().with(filter);
@@ -57,7 +65,6 @@ pub fn start(config: &config::Log, metrics: Arc<Metrics>) -> io::Result<Guard> {
 }
 
 fn install(subscriber: impl Subscriber + Send + Sync + 'static) {
-    // A second start in one process (tests) keeps the first.
     drop(subscriber.try_init());
 }
 
@@ -77,9 +84,40 @@ fn log_panics() {
     }));
 }
 
-enum Line {
+pub(crate) enum Line {
     Text(Vec<u8>),
+    /// To be answered when all before it is written.
+    Written(oneshot::Sender<()>),
     End,
+}
+
+/// For what must not be known to the disk before it is known to people: lines wait in memory for a moment, and a process
+/// that is killed takes them with it.
+#[derive(Clone, Debug)]
+pub struct Written(Option<SyncSender<Line>>);
+
+/// That of the log that [`start`] has started; before that, nothing is waited for.
+pub fn written() -> Written {
+    LOG.get().cloned().unwrap_or(Written(None))
+}
+
+impl Written {
+    /// Waits until all that was logged before is written. Where standard error is stuck, not for ever: mail goes on.
+    pub async fn wait(&self) {
+        let Some(lines) = &self.0 else { return };
+        let (tell, told) = oneshot::channel();
+        if lines.try_send(Line::Written(tell)).is_ok() {
+            // An error is the end of the log.
+            tokio::time::timeout(WRITTEN_WITHIN, told).await.unwrap_or(Ok(())).unwrap_or_default();
+        }
+    }
+
+    /// With someone else to write the lines.
+    #[cfg(test)]
+    pub(crate) fn by() -> (Self, Receiver<Line>) {
+        let (lines, taken) = sync_channel(LINES);
+        (Self(Some(lines)), taken)
+    }
 }
 
 /// Where the subscriber writes: hands lines to the thread.
@@ -160,6 +198,13 @@ fn write_lines(lines: &Receiver<Line>) {
                 if buffer.len() < BUFFER {
                     continue;
                 }
+            }
+            Ok(Line::Written(tell)) => {
+                write_out(&mut buffer);
+                deadline = None;
+                // Who no longer waits does not want to know.
+                tell.send(()).unwrap_or_default();
+                continue;
             }
             Err(RecvTimeoutError::Timeout) => {}
             Ok(Line::End) | Err(RecvTimeoutError::Disconnected) => {

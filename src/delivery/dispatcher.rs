@@ -24,6 +24,7 @@ use crate::outcome::{Cause, Outcome, Scope, Stage};
 use crate::provider::{BoxFuture, Outcomes, Provider, Submission};
 use crate::smtp::reply::Escaped;
 use crate::spool::{Durability, Op, Spool, SpoolError, Stored};
+use crate::telemetry::Written;
 
 /// Heads that are read from the spool at once at start.
 const HEADS: usize = 1_000;
@@ -63,6 +64,7 @@ struct Shared<S> {
     metrics: Arc<Metrics>,
     gate: Mutex<Gate>,
     trouble: watch::Sender<Trouble>,
+    log: Written,
 }
 
 /// How an attempt ended, for the schedule.
@@ -85,9 +87,10 @@ impl<S: Spool> Dispatcher<S> {
         accepted: mpsc::UnboundedReceiver<SpoolId>,
         metrics: Arc<Metrics>,
         trouble: watch::Sender<Trouble>,
+        log: Written,
     ) -> Self {
-        let shared =
-            Shared { spool, provider, settings, metrics, gate: Mutex::new(Gate::new()), trouble };
+        let gate = Mutex::new(Gate::new());
+        let shared = Shared { spool, provider, settings, metrics, gate, trouble, log };
         Self {
             shared: Arc::new(shared),
             accepted,
@@ -341,6 +344,8 @@ struct Round<'a, S> {
     deferred: bool,
     /// The message is to wait for an operator.
     held: bool,
+    /// The log was told of a doubt.
+    doubted: bool,
     /// The trouble is not the message's: the rest of it waits, and nothing counts against it.
     stopped: Option<Stop>,
 }
@@ -370,6 +375,7 @@ impl<'a, S: Spool> Round<'a, S> {
             changed: false,
             deferred: false,
             held: false,
+            doubted: false,
             stopped: None,
         }
     }
@@ -415,6 +421,8 @@ impl<'a, S: Spool> Round<'a, S> {
         let id = self.id();
         let mut progress = self.message.progress.clone();
         progress.sending = part.iter().filter_map(|rcpt| u32::try_from(*rcpt).ok()).collect();
+        // It takes the place of the mark before.
+        self.doubt_is_told().await;
         let marked = self.shared.spool.apply(vec![Op::Attempt { id, progress }], Durability::Lazy);
         match marked.await {
             Ok(()) => {
@@ -512,6 +520,7 @@ impl<'a, S: Spool> Round<'a, S> {
         metrics.settle(&outcome);
         if outcome.cause().is_some_and(|cause| cause.maybe_sent) {
             metrics.in_doubt.inc();
+            self.doubted = true;
         }
         self.tell(rcpt, &outcome);
         let status = match outcome {
@@ -660,9 +669,18 @@ impl<'a, S: Spool> Round<'a, S> {
         }
     }
 
+    /// A mark stays on disk until the log has its doubt: a process that is killed in between tells it once more at its
+    /// next start. The other way round, a second copy could go out of which nobody ever heard.
+    async fn doubt_is_told(&self) {
+        if self.doubted {
+            self.shared.log.wait().await;
+        }
+    }
+
     /// Writes one op, and tries until the disk takes it: an outcome that is not on disk would be sent again after a
     /// restart, so the attempt keeps its place until it is.
     async fn write(&self, op: impl Fn() -> Op + Send + Sync, durability: Durability) {
+        self.doubt_is_told().await;
         loop {
             match self.shared.spool.apply(vec![op()], durability).await {
                 Ok(())

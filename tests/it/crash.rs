@@ -14,8 +14,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mailsluice::config;
-use mailsluice::envelope::QueueState;
+use mailsluice::envelope::{QueueState, RcptStatus};
 use mailsluice::spool::Spool as _;
+use mailsluice::spool::inspect::Inspection;
 use mailsluice::spool::log::Log;
 use rustix::fs::statvfs;
 use rustix::process::{Pid, Signal, kill_process};
@@ -342,10 +343,22 @@ struct Load {
     taken: Arc<Trigger>,
     board: Arc<Board>,
     clients: Vec<JoinHandle<Sent>>,
-    /// How many messages the sink had taken at the end of each gateway.
-    ends: Vec<usize>,
-    /// The ids that any gateway has called in doubt.
+    ends: Vec<End>,
+}
+
+/// What a gateway left behind.
+struct End {
+    /// How many messages the sink had taken.
+    taken: usize,
+    /// The ids that it has accepted, those that it has called in doubt, and those that it says were sent: as far as its
+    /// log goes, of which a kill takes the last moments.
+    accepted: BTreeSet<String>,
     in_doubt: BTreeSet<String>,
+    delivered: BTreeSet<String>,
+    /// What the next start will find: the ids of open attempts.
+    open: BTreeSet<String>,
+    /// The ids that the spool says may have been taken once.
+    maybe_sent: BTreeSet<String>,
 }
 
 /// What became of all that was sent.
@@ -379,8 +392,7 @@ impl Load {
             std::thread::spawn(move || send_until_over(&board, name))
         };
         let clients = (0..CLIENTS).map(client).collect();
-        let (ends, in_doubt) = (Vec::new(), BTreeSet::new());
-        Self { setup, folder, sink, taken, board, clients, ends, in_doubt }
+        Self { setup, folder, sink, taken, board, clients, ends: Vec::new() }
     }
 
     fn spool(&self) -> PathBuf {
@@ -390,9 +402,35 @@ impl Load {
     /// Notes what a gateway left behind when it ended. Nothing of its attempts is under way after that.
     fn note_end(&mut self, gateway: &Gateway) {
         self.sink.wait_idle();
-        self.ends.push(self.sink.count());
-        let in_doubt = gateway.events().into_iter().filter(|event| event["event"] == "in_doubt");
-        self.in_doubt.extend(in_doubt.map(|event| event["id"].as_str().unwrap().to_owned()));
+        let events = gateway.events();
+        let named = |name: &str| {
+            let events = events.iter().filter(|event| event["event"] == name);
+            events.map(|event| event["id"].as_str().unwrap().to_owned()).collect()
+        };
+        let (mut open, mut maybe_sent) = (BTreeSet::new(), BTreeSet::new());
+        // A first start that was killed early leaves none.
+        if self.spool().join("log").is_dir() {
+            let spool = Inspection::open(&self.spool()).unwrap();
+            for head in spool.heads() {
+                let id = head.id.to_string();
+                let rcpts = spool.read(head.id).unwrap().progress.rcpts;
+                let is_maybe_sent = |rcpt: &RcptStatus| matches!(rcpt, RcptStatus::Pending { last: Some(cause) } if cause.maybe_sent);
+                if rcpts.iter().any(is_maybe_sent) {
+                    maybe_sent.insert(id.clone());
+                }
+                if head.in_doubt {
+                    open.insert(id);
+                }
+            }
+        }
+        self.ends.push(End {
+            taken: self.sink.count(),
+            accepted: named("accepted"),
+            in_doubt: named("in_doubt"),
+            delivered: named("delivered"),
+            open,
+            maybe_sent,
+        });
     }
 
     /// Ends the load, lets a last gateway deliver what is left, and says what became of it all: nothing that was
@@ -436,27 +474,51 @@ impl Load {
     }
 
     /// No gateway sends a message twice, and after each death no more is repeated than was in flight at the deaths so
-    /// far.
+    /// far. What is repeated was marked on disk at the death before, and a gateway has told of the doubt before the
+    /// message went out again.
     #[track_caller]
     fn expect_duplicates_of_deaths_only(&self) {
         let taken = self.sink.taken();
-        let mut before = BTreeSet::new();
+        // Which gateway has sent it last, by token.
+        let mut before = BTreeMap::new();
         let (mut from, mut repeated) = (0, 0);
-        for (deaths, to) in self.ends.iter().enumerate() {
-            let mut now = BTreeSet::new();
-            for taken in &taken[from..*to] {
+        for (now, end) in self.ends.iter().enumerate() {
+            for taken in &taken[from..end.taken] {
                 let token = token(taken.original());
-                if before.contains(&token) {
-                    repeated += 1;
-                    let id = taken.id();
-                    assert!(self.in_doubt.contains(&id), "{token} ({id}) came twice, in silence");
-                }
-                assert!(now.insert(token.clone()), "{token} came twice from one gateway");
+                let Some(last) = before.insert(token.clone(), now) else { continue };
+                repeated += 1;
+                let id = taken.id();
+                let history =
+                    || format!("{token} ({id}), sent by {last} and {now}:{}", self.history(&id));
+                assert!(last != now, "twice from one gateway: {}", history());
+                assert!(self.ends[last].open.contains(&id), "no mark: {}", history());
+                let told = self.ends[last + 1..=now].iter().any(|end| end.in_doubt.contains(&id));
+                assert!(told, "in silence: {}", history());
             }
-            assert!(repeated <= IN_FLIGHT * deaths, "{repeated} duplicates of {deaths} deaths");
-            before.extend(now);
-            from = *to;
+            assert!(repeated <= IN_FLIGHT * now, "{repeated} duplicates of {now} deaths");
+            from = end.taken;
         }
+    }
+
+    /// What each gateway and the spool said of a message.
+    fn history(&self, id: &str) -> String {
+        let mut text = String::new();
+        for (n, end) in self.ends.iter().enumerate() {
+            let what = [
+                ("accepted it", &end.accepted),
+                ("called it in doubt", &end.in_doubt),
+                ("delivered it", &end.delivered),
+                ("left it with an open mark", &end.open),
+                ("left it as maybe sent", &end.maybe_sent),
+            ];
+            for (what, _) in what.iter().filter(|(_, ids)| ids.contains(id)) {
+                text.push_str(&format!("\n  gateway {n} {what}"));
+            }
+            if end.accepted.is_empty() && end.in_doubt.is_empty() && end.delivered.is_empty() {
+                text.push_str(&format!("\n  (gateway {n} has logged nothing of any message)"));
+            }
+        }
+        text
     }
 }
 

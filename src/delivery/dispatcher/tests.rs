@@ -1,7 +1,9 @@
 use std::collections::VecDeque;
+use std::sync::mpsc::Receiver;
 
 use bytes::Bytes;
 use tempfile::TempDir;
+use tokio::sync::oneshot;
 
 use super::*;
 use crate::config;
@@ -12,6 +14,7 @@ use crate::smtp::address::{Charset, ForwardPath, ReversePath};
 use crate::smtp::params::Notify;
 use crate::spool::Staged;
 use crate::spool::log::Log;
+use crate::telemetry::{Line, written};
 
 /// Longer than anything takes here.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -96,6 +99,7 @@ struct Stand {
     folder: TempDir,
     spool: Arc<Log>,
     metrics: Arc<Metrics>,
+    log: Written,
 }
 
 const ID: SpoolId = SpoolId::from_u128(1);
@@ -129,7 +133,7 @@ impl Stand {
         let spool = open(&folder).await;
         let put = Op::Put { envelope: envelope(), body: Staged::Memory(b"hi".to_vec()) };
         spool.apply(vec![put], Durability::Durable).await.unwrap();
-        Self { folder, spool, metrics: Arc::new(Metrics::new()) }
+        Self { folder, spool, metrics: Arc::new(Metrics::new()), log: written() }
     }
 
     /// As a process that was killed leaves it: `sending` was on its way.
@@ -151,10 +155,10 @@ impl Stand {
 
     async fn restarted(self) -> Self {
         self.spool.close().await;
-        let Self { folder, spool, metrics: _ } = self;
+        let Self { folder, spool, metrics: _, log } = self;
         drop(spool);
         let spool = open(&folder).await;
-        Self { folder, spool, metrics: Arc::new(Metrics::new()) }
+        Self { folder, spool, metrics: Arc::new(Metrics::new()), log }
     }
 
     /// Runs the engine until `over` holds; what the provider was handed.
@@ -180,6 +184,7 @@ impl Stand {
             accepted,
             Arc::clone(&self.metrics),
             watch::Sender::new(None),
+            self.log.clone(),
         );
         dispatcher.load();
         let stop = CancellationToken::new();
@@ -240,6 +245,65 @@ async fn what_a_former_run_was_sending_is_counted_and_sent_once_more_not_at_once
     assert_eq!(parts(&calls), [[0, 1]]);
     assert!(calls[0].at >= began + FIRST && calls[0].attempts == 1);
     assert_eq!(stand.in_doubt(), 1, "one recipient was being sent to");
+}
+
+/// What the log was asked to write out by now.
+fn asked(lines: &Receiver<Line>) -> Option<oneshot::Sender<()>> {
+    lines.try_iter().find_map(|line| match line {
+        Line::Written(tell) => Some(tell),
+        Line::Text(_) | Line::End => None,
+    })
+}
+
+#[tokio::test]
+async fn a_process_that_is_killed_before_its_log_has_the_doubt_leaves_the_mark() {
+    let mut stand = Stand::left(&[0, 1]).await;
+    let (log, lines) = Written::by();
+    stand.log = log;
+    // The kill: nothing is written any more.
+    let began = Mutex::new(None);
+    let killed = |_: &Stand, _: &[Call]| {
+        let mut began = began.lock().unwrap();
+        if let Some(tell) = asked(&lines) {
+            *began = Some((clock::now(), tell));
+        }
+        began.as_ref().is_some_and(|(at, _)| clock::now() >= *at + Duration::from_millis(50))
+    };
+    stand.run(&[], killed).await;
+    assert_eq!(stand.spool.open(ID).await.unwrap().progress.sending, [0, 1]);
+    let mut stand = stand.restarted().await;
+    assert!(stand.spool.heads(None, 1)[0].in_doubt);
+    stand.log = written();
+    let calls = stand.run(&[], Stand::is_done).await;
+    assert_eq!(parts(&calls), [[0, 1]]);
+    assert_eq!(stand.in_doubt(), 2, "told by the next start, as the first doubt");
+}
+
+#[tokio::test]
+async fn a_doubt_about_one_part_is_told_before_the_mark_of_the_next_takes_its_place() {
+    let mut stand = Stand::new().await;
+    let (log, lines) = Written::by();
+    stand.log = log;
+    let told = Mutex::new(Vec::new());
+    let over = |stand: &Stand, calls: &[Call]| {
+        if let Some(tell) = asked(&lines) {
+            told.lock().unwrap().push(calls.len());
+            tell.send(()).unwrap();
+        }
+        stand.state() == Some(QueueState::Queued) && stand.spool.heads(None, 1)[0].attempts == 1
+    };
+    let calls = stand.run_parts(1, &[Play::Lose, Play::Take], over).await;
+    assert_eq!(parts(&calls), [[0], [1]]);
+    assert_eq!(told.lock().unwrap()[0], 1, "before the second part went out");
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_no_mail_up_for_long() {
+    let mut stand = Stand::left(&[0, 1]).await;
+    let (log, _lines) = Written::by();
+    stand.log = log;
+    let calls = stand.run(&[], Stand::is_done).await;
+    assert_eq!(parts(&calls), [[0, 1]]);
 }
 
 #[tokio::test]
@@ -318,6 +382,7 @@ async fn a_message_that_was_held_meanwhile_is_not_sent() {
         metrics: Arc::clone(&stand.metrics),
         gate: Mutex::new(Gate::new()),
         trouble: watch::Sender::new(None),
+        log: written(),
     };
     let shared = Arc::new(shared);
     let progress = stand.spool.open(ID).await.unwrap().progress;
