@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -389,17 +390,14 @@ impl<'a, S: Spool> Round<'a, S> {
         let pending: Vec<usize> = self.message.progress.pending().collect();
         let mut parts = pending.chunks(provider.limits().recipients.max(1)).peekable();
         while let Some(part) = parts.next() {
-            if !self.mark(part).await {
-                self.gone = true;
-                return;
-            }
             let body = self.message.body.clone();
             let submission =
                 Submission { envelope: Arc::clone(&envelope), part: part.to_vec(), body };
-            let outcomes = Outcomes::new();
             self.shared.metrics.attempts.inc();
-            caught(provider.deliver(&submission, &outcomes)).await;
-            let outcomes = outcomes.take(part);
+            let Some(outcomes) = self.send(provider, &submission).await else {
+                self.gone = true;
+                return;
+            };
             self.judge(&outcomes);
             for (rcpt, outcome) in outcomes {
                 self.settle(rcpt, outcome);
@@ -413,6 +411,29 @@ impl<'a, S: Spool> Round<'a, S> {
                     .await;
             }
         }
+    }
+
+    /// Has the provider send a part. None when the message turns out to be not ours to send any more.
+    async fn send(
+        &mut self,
+        provider: &dyn Provider,
+        submission: &Submission,
+    ) -> Option<Vec<(usize, Outcome)>> {
+        let (outcomes, mut leaving) = Outcomes::watched();
+        let mut delivery = pin!(caught(provider.deliver(submission, &outcomes)));
+        loop {
+            let may_leave = tokio::select! {
+                biased;
+                () = &mut delivery => break,
+                Some(may_leave) = leaving.recv() => may_leave,
+            };
+            if !self.mark(&submission.part).await {
+                return None;
+            }
+            // The provider may have panicked meanwhile: then there is an end, without a word.
+            may_leave.send(()).unwrap_or_default();
+        }
+        Some(outcomes.take(&submission.part))
     }
 
     /// Marks on disk that the content of `part` is about to leave, so that the next start knows what may have been taken

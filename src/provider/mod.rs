@@ -5,7 +5,10 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{mpsc, oneshot};
 
 use crate::envelope::{Body, Envelope};
 use crate::outcome::{Cause, Outcome, Scope, Stage};
@@ -20,8 +23,9 @@ pub trait Provider: Send + Sync {
     /// What one part may carry.
     fn limits(&self) -> Limits;
 
-    /// Sends one part. Each recipient's outcome is settled as soon as it is final; one that no outcome names counts as
-    /// deferred, maybe sent. Dropping the future may leave the part in doubt.
+    /// Sends one part. [`Outcomes::content_leaves`] comes before any of the content is handed over. Each recipient's
+    /// outcome is settled as soon as it is final; one that no outcome names counts as deferred, and as maybe sent once
+    /// the content was leaving. Dropping the future then leaves the part in doubt.
     fn deliver<'a>(
         &'a self,
         submission: &'a Submission,
@@ -52,11 +56,35 @@ pub struct Submission {
 #[derive(Debug)]
 pub struct Outcomes {
     settled: Mutex<Vec<(usize, Outcome)>>,
+    leaving: Option<mpsc::Sender<oneshot::Sender<()>>>,
+    has_left: AtomicBool,
 }
+
+/// Hears of it before the content leaves, and lets it go. Who drops what it heard must drop the delivery too.
+pub type Leaving = mpsc::Receiver<oneshot::Sender<()>>;
 
 impl Outcomes {
     pub fn new() -> Self {
-        Self { settled: Mutex::new(Vec::new()) }
+        Self { settled: Mutex::default(), leaving: None, has_left: AtomicBool::new(false) }
+    }
+
+    /// With someone who wants to know before the content leaves.
+    pub fn watched() -> (Self, Leaving) {
+        let (tell, leaving) = mpsc::channel(1);
+        (Self { leaving: Some(tell), ..Self::new() }, leaving)
+    }
+
+    /// Returns when the content may leave: whoever keeps the message has marked it, so that an end without any outcome
+    /// is known to be a doubt.
+    pub async fn content_leaves(&self) {
+        if let Some(leaving) = &self.leaving {
+            let (tell, may_leave) = oneshot::channel();
+            // Where nobody listens any more, this delivery is about to be dropped.
+            if leaving.send(tell).await.is_ok() {
+                may_leave.await.unwrap_or_default();
+            }
+        }
+        self.has_left.store(true, Ordering::SeqCst);
     }
 
     /// Says what became of the recipient at `rcpt` (a position in the envelope). The first word counts.
@@ -74,7 +102,7 @@ impl Outcomes {
         let unsaid = || {
             let cause =
                 Cause::new(Scope::Message, Stage::Local, "the attempt ended without an answer");
-            Outcome::Deferred(Cause { maybe_sent: true, ..cause })
+            Outcome::Deferred(Cause { maybe_sent: self.has_left.load(Ordering::SeqCst), ..cause })
         };
         let mut find = |rcpt: usize| match settled.iter().position(|(at, _)| *at == rcpt) {
             Some(at) => settled.swap_remove(at).1,

@@ -33,6 +33,8 @@ enum Play {
     Panic,
     /// No answer, ever.
     Hang,
+    /// No connection, ever.
+    Connect,
 }
 
 /// A part that the provider was handed.
@@ -65,14 +67,28 @@ impl Provider for Fake {
     ) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             let at = clock::now();
+            let play = self.script.lock().unwrap().pop_front().unwrap_or(Play::Take);
+            if let Play::Connect = play {
+                self.calls.lock().unwrap().push(Call {
+                    at,
+                    part: submission.part.clone(),
+                    sending: Vec::new(),
+                    attempts: 0,
+                });
+                return std::future::pending().await;
+            }
+            if !matches!(play, Play::Trouble) {
+                outcomes.content_leaves().await;
+            }
             let progress = self.spool.open(submission.envelope.id).await.unwrap().progress;
             let (part, sending) = (submission.part.clone(), progress.sending);
             let call = Call { at, part, sending, attempts: progress.attempts };
             self.calls.lock().unwrap().push(call);
-            let play = self.script.lock().unwrap().pop_front().unwrap_or(Play::Take);
             let outcome = match play {
                 Play::Take => Outcome::Delivered(Receipt { words: "250 ok".into() }),
-                Play::Later => Outcome::Deferred(Cause::new(Scope::Recipient, Stage::Rcpt, "450")),
+                Play::Later => {
+                    Outcome::Deferred(Cause::new(Scope::Recipient, Stage::EndOfData, "450"))
+                }
                 Play::Trouble => {
                     Outcome::Deferred(Cause::new(Scope::Provider, Stage::Connect, "refused"))
                 }
@@ -81,7 +97,7 @@ impl Provider for Fake {
                     Outcome::Deferred(Cause { lost: true, maybe_sent: true, ..cause })
                 }
                 Play::Panic => panic!("the provider of the test panics on demand"),
-                Play::Hang => std::future::pending().await,
+                Play::Hang | Play::Connect => std::future::pending().await,
             };
             for rcpt in &submission.part {
                 outcomes.settle(*rcpt, outcome.clone());
@@ -328,6 +344,16 @@ async fn what_two_runs_were_sending_is_held() {
 }
 
 #[tokio::test]
+async fn a_run_that_ended_before_content_left_leaves_no_doubt() {
+    let stand = Stand::new().await;
+    stand.run(&[Play::Connect], |_, calls| !calls.is_empty()).await;
+    let stand = stand.restarted().await;
+    assert!(!stand.spool.heads(None, 1)[0].in_doubt);
+    let calls = stand.run(&[], Stand::is_done).await;
+    assert_eq!((parts(&calls), stand.in_doubt()), (vec![&[0, 1][..]], 0));
+}
+
+#[tokio::test]
 async fn a_doubt_of_a_former_run_and_a_lost_answer_make_two() {
     let stand = Stand::left(&[0, 1]).await;
     let held = |stand: &Stand, _: &[Call]| stand.state() == Some(QueueState::Held);
@@ -362,7 +388,7 @@ async fn a_provider_in_trouble_leaves_no_mark_and_settles_no_doubt() {
         calls.len() == 1 && stand.metrics.attempt_seconds.get_sample_count() == 1
     };
     let calls = stand.run(&[Play::Trouble], met).await;
-    assert_eq!(calls[0].sending, [0, 1]);
+    assert_eq!(calls[0].sending, [0; 0]);
     let stand = stand.restarted().await;
     assert!(!stand.spool.heads(None, 1)[0].in_doubt);
     let held = |stand: &Stand, _: &[Call]| stand.state() == Some(QueueState::Held);

@@ -205,7 +205,8 @@ impl Connection {
                     }
                 }
                 Step::Content => {
-                    let Some((submission, _)) = delivery else { return End::Closed };
+                    let Some((submission, outcomes)) = delivery else { return End::Closed };
+                    outcomes.content_leaves().await;
                     match self.send_content(submission).await {
                         Ok(()) => self.dialog.content_sent(),
                         Err(Cut::Answered) => {}

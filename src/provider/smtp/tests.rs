@@ -546,6 +546,35 @@ async fn a_delivery_that_is_dropped_ends_its_connection() {
 }
 
 #[tokio::test]
+async fn no_content_leaves_before_it_may() {
+    let server = Server::bind().await;
+    let provider = server.provider();
+    let submission = small();
+    let (outcomes, mut leaving) = Outcomes::watched();
+    let script = async {
+        let mut peer = server.greet().await;
+        peer.take_envelope().await;
+        peer
+    };
+    let (mut peer, may_leave) = timeout(LONG, async {
+        let asked = async { tokio::join!(script, leaving.recv()) };
+        tokio::select! {
+            asked = asked => asked,
+            () = provider.deliver(&submission, &outcomes) => panic!("it cannot end"),
+        }
+    })
+    .await
+    .unwrap();
+    // The delivery is gone, and the question with it.
+    assert!(may_leave.unwrap().is_closed());
+    let mut rest = Vec::new();
+    peer.stream.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(rest, b"");
+    let (_, outcome) = outcomes.take(&submission.part).remove(0);
+    assert!(!outcome.cause().unwrap().maybe_sent, "nothing of it had left");
+}
+
+#[tokio::test]
 async fn the_lanes_own_mailbox_is_known_by_the_author() {
     let server = Server::bind().await;
     let provider = server.provider();
