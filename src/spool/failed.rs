@@ -46,6 +46,9 @@ const SUM: &str = ",\"sum\":";
 pub(super) struct Cabinet {
     /// Messages that lie there, and not in the log. Only during a start there may be some in both.
     filed: BTreeMap<SpoolId, Filed>,
+    /// Failed messages in the log that is not synced yet. Their files must not be on disk before them: a power cut
+    /// would leave a message of a batch, and nothing else of it.
+    unsynced: BTreeSet<SpoolId>,
     /// Failed messages in the log: the filer's work.
     waiting: BTreeSet<SpoolId>,
     /// The one that is being filed, as long as nothing happens to it.
@@ -89,7 +92,7 @@ impl Cabinet {
 
     /// Failed messages, in files and in the log.
     pub(super) fn count(&self) -> usize {
-        self.filed.len() + self.waiting.len()
+        self.filed.len() + self.unsynced.len() + self.waiting.len()
     }
 
     /// Octets of the messages in files.
@@ -108,17 +111,23 @@ impl Cabinet {
     /// A message in the log has changed: it was put, or it has a new progress.
     pub(super) fn changed(&mut self, id: SpoolId, state: QueueState) {
         self.spoil(id);
+        self.is_not_waiting(id);
         match state {
-            QueueState::Failed => self.waiting.insert(id),
-            QueueState::Queued | QueueState::Held => self.waiting.remove(&id),
-        };
+            QueueState::Failed => drop(self.unsynced.insert(id)),
+            QueueState::Queued | QueueState::Held => {}
+        }
+    }
+
+    fn is_not_waiting(&mut self, id: SpoolId) {
+        self.unsynced.remove(&id);
+        self.waiting.remove(&id);
     }
 
     /// The message is done, as `mark` says. Whether it has files, so that the mark is needed, and the mark that is
     /// needed no more.
     pub(super) fn done(&mut self, id: SpoolId, mark: Place) -> (bool, Option<Place>) {
         self.spoil(id);
-        self.waiting.remove(&id);
+        self.is_not_waiting(id);
         let had_files = self.filed.remove(&id).is_some() || self.ending.contains_key(&id);
         if !had_files {
             return (false, None);
@@ -136,7 +145,7 @@ impl Cabinet {
         len: u64,
     ) -> Option<Place> {
         self.filing.take_if(|filing| *filing == id);
-        self.waiting.remove(&id);
+        self.is_not_waiting(id);
         let head = head.unwrap_or(Filed::unread(id).head);
         self.filed.insert(id, Filed { head, at, len });
         self.ending.remove(&id).and_then(|ending| ending.mark)
@@ -148,9 +157,10 @@ impl Cabinet {
         mark.filter(|mark| **mark == from).map(|mark| *mark = to).is_some()
     }
 
-    /// All that was written is synced, and what was refused is void. Whether there are files that may go now.
+    /// All that was written is synced, and what was refused is void. Whether that is work for the filer.
     pub(super) fn settle(&mut self) -> bool {
-        let mut is_new = false;
+        let mut is_new = !self.unsynced.is_empty();
+        self.waiting.append(&mut self.unsynced);
         for ending in self.ending.values_mut() {
             is_new |= !ending.is_synced;
             ending.is_synced = true;
@@ -292,16 +302,6 @@ impl Bell {
         }
         (state.is_rung, state.is_idle) = (false, false);
         (!state.is_closed).then_some(())
-    }
-
-    /// Waits until the filer has done what it can.
-    #[cfg(test)]
-    pub(super) fn wait_until_idle(&self) {
-        let mut state = lock(&self.state);
-        while state.is_rung || !state.is_idle {
-            assert!(!state.is_closed, "the filer has ended");
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
     }
 }
 
@@ -719,6 +719,23 @@ pub(super) fn read_filed(
         crc32c: eml.content_crc,
     };
     Ok(Stored { envelope: read.envelope, progress: read.progress, body: Body::File(body) })
+}
+
+#[cfg(test)]
+impl Shared {
+    /// Waits until what was written is synced, and the filer has done what it can.
+    pub(super) fn wait_until_filed(&self) {
+        for _ in 0..5_000 {
+            let is_synced = lock(&self.index).failed.unsynced.is_empty();
+            let state = lock(&self.filer.state);
+            assert!(!state.is_closed, "the filer has ended");
+            if is_synced && !state.is_rung && state.is_idle {
+                return;
+            }
+            drop(self.filer.changed.wait_timeout(state, Duration::from_millis(2)));
+        }
+        panic!("the filer does not come to rest");
+    }
 }
 
 impl Log {

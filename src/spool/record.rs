@@ -299,11 +299,6 @@ impl Record {
         len_on_disk(self.payload.len() + self.content.len())
     }
 
-    /// Whether it leaves something for the filer to do.
-    pub(super) fn is_failure(&self) -> bool {
-        matches!(self.change, Change::Progress { step: Step::Fail, .. })
-    }
-
     pub(super) fn is_filing(&self) -> bool {
         matches!(self.change, Change::Filed { .. })
     }

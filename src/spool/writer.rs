@@ -406,9 +406,6 @@ impl Writer {
             self.gone.extend(file.map(|file| self.shared.paths.bodies.join(&*file.name)));
         }
         drop(index);
-        if batch.iter().flat_map(|request| &request.records).any(Record::is_failure) {
-            self.shared.filer.ring();
-        }
         self.set_trouble(None);
         let is_synced = self.next.void_from == self.next.batch;
         if is_synced {
@@ -650,9 +647,11 @@ impl Writer {
         for path in mem::take(&mut self.gone) {
             self.remove_file(path);
         }
-        if lock(&self.shared.index).failed.settle() {
+        let mut index = lock(&self.shared.index);
+        if index.failed.settle() {
             self.shared.filer.ring();
         }
+        drop(index);
         // Where space is short, mail needs it more; the reserve stays.
         if self.next.spares.len() > 1
             && !self.shared.space.has_room_for(self.shared.geometry.segment)

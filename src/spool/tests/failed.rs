@@ -207,7 +207,7 @@ async fn damaged_files_are_reported_and_kept() {
             let refused = log.apply(vec![requeue(1, 0)], Durability::Durable).await;
             assert!(matches!(refused, Err(SpoolError::Damaged(..))), "{refused:?}");
         }
-        log.shared.filer.wait_until_idle();
+        log.shared.wait_until_filed();
         assert_eq!(files(&dir, FOLDER), before);
     }
 }
@@ -229,11 +229,11 @@ async fn a_disk_that_fails_or_is_full_leaves_it_in_the_log_for_now() {
     let disk = TestDisk::new();
     let (log, _) = open_on(&disk, &dir).await;
     durable(&log, vec![put(1, b"hello"), put(2, b"hello")]).await;
-    log.shared.filer.wait_until_idle();
+    log.shared.wait_until_filed();
     disk.free.store(1_000_004, Ordering::SeqCst);
     until(|| !log.has_room_for(5)).await;
     durable(&log, vec![fail(1)]).await;
-    log.shared.filer.wait_until_idle();
+    log.shared.wait_until_filed();
     assert!(is_in_log(&log, 1));
     assert_eq!((files(&dir, FOLDER).len(), files(&dir, "tmp").len()), (0, 0));
     assert_eq!(body(&log, 1).await, b"hello");
@@ -255,11 +255,11 @@ async fn whatever_operation_of_the_filer_fails_the_message_stays_and_is_filed_la
         let (log, _) = open_on(&disk, &dir).await;
         let body = stage(&log, &vec![b'x'; 1_100_000]).await;
         durable(&log, vec![put(1, b"hello"), Op::Put { envelope: envelope(2), body }]).await;
-        log.shared.filer.wait_until_idle();
+        log.shared.wait_until_filed();
         // The record of the failure takes two: write and sync.
         disk.fail(disk.count.load(Ordering::SeqCst) + 2 + at, 1, EIO);
         durable(&log, vec![fail(1), fail(2)]).await;
-        log.shared.filer.wait_until_idle();
+        log.shared.wait_until_filed();
         assert_eq!(ids(&log), [1, 2], "{at}");
         is_over = !is_in_log(&log, 1) && !is_in_log(&log, 2);
         disk.heal();
@@ -291,7 +291,7 @@ async fn a_message_that_cannot_be_read_stays_in_the_log() {
     fs::write(&file, vec![b'y'; 1_100_000]).unwrap();
     durable(&log, vec![fail(1), fail(2)]).await;
     filed(&log, 2).await;
-    log.shared.filer.wait_until_idle();
+    log.shared.wait_until_filed();
     assert!(is_in_log(&log, 1));
     assert!(file.exists());
     until(|| files(&dir, FOLDER).len() == 2).await;

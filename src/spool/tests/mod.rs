@@ -1534,7 +1534,7 @@ async fn random_operations_agree_with_a_model() {
             let restart = random.below(15);
             if log.health().trouble.is_some() || restart == 0 {
                 // By a kill: what was left is all there is.
-                log.shared.filer.wait_until_idle();
+                log.shared.wait_until_filed();
                 let killed = snapshot(&dir);
                 let (copy, report) = open(&killed).await;
                 assert_eq!(report.damaged, Vec::<String>::new(), "{seed}, {step}");

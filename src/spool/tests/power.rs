@@ -417,7 +417,7 @@ impl Run {
                 self.drive(together(all));
             }
             Step::Settle => {
-                self.log.as_ref().unwrap().shared.filer.wait_until_idle();
+                self.log.as_ref().unwrap().shared.wait_until_filed();
                 for _ in 0..50 {
                     let items = self.disk.state().items();
                     if !items.iter().any(|item| matches!(item, Item::Block(..))) {
@@ -807,7 +807,7 @@ async fn compare(
     for (n, message) in model.iter() {
         message.compare(*n, log, verified).await?;
     }
-    log.shared.filer.wait_until_idle();
+    log.shared.wait_until_filed();
     if log.heads(None, usize::MAX) != heads {
         return Err(format!("filing changes what is listed from {heads:?}"));
     }
@@ -1522,6 +1522,13 @@ fn what_was_put_aside_survives_a_power_cut() {
             runtime.block_on(open_log(&disk)).unwrap();
         }
     }
+}
+
+/// A message that is put and fails in one batch, neither synced yet.
+#[test]
+fn files_of_a_failed_message_do_not_outlive_the_rest_of_its_batch() {
+    let batch = vec![message(1, 20_000), message(2, 30), Change::Fail(2, 8)];
+    check(&run(vec![Step::Apply(vec![lazily(batch)]), Step::Settle]), THOROUGH, 0);
 }
 
 /// The done-mark of a failed message goes as soon as a start misses its files.
