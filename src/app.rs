@@ -180,7 +180,7 @@ impl App {
 
 /// What the start found in the spool.
 fn tell(report: &Report) {
-    let Report { messages, in_doubt, damaged, torn, strays } = report;
+    let Report { messages, in_doubt, damaged, torn, strays, is_copy_on_write } = report;
     for damage in damaged {
         error!(event = "damaged", %damage, "the spool is damaged: {damage}; all else in it is kept and delivered");
     }
@@ -195,6 +195,11 @@ fn tell(report: &Report) {
         warn!(
             in_doubt,
             "the last run ended within {in_doubt} attempts: what they were sending may have been taken"
+        );
+    }
+    if *is_copy_on_write {
+        info!(
+            "the spool lies on a file system that copies on write: to mark mail as delivered takes space there, so spool.min_free counts twice"
         );
     }
     info!(event = "opened_spool", messages, "{messages} messages in the spool");

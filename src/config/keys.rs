@@ -324,7 +324,7 @@ const KEYS: &[Key] = &[
     key("spool.path", Type::Path, Is("\"/var/lib/mailsluice/spool\""), Now,
         "Folder of the queue; mode 0700."),
     key("spool.min_free", SIZE, Is("\"500MB\""), Now,
-        "Below this much free space nothing is accepted."),
+        "Below this much free space nothing is accepted; twice that where the file system copies on write (btrfs, zfs)."),
     key("spool.keep_failed", TIME_OR_ZERO, Is("\"14d\""), Now,
         "How long failed messages are kept, at least; looked at every hour."),
 

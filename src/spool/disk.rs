@@ -28,6 +28,8 @@ pub(super) trait Disk: Send + Sync + 'static {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Octets that are free to us on the file system of `path`.
     fn free(&self, path: &Path) -> io::Result<u64>;
+    /// Whether the file system of `path` writes what is overwritten elsewhere, and so needs space for it.
+    fn is_copy_on_write(&self, path: &Path) -> io::Result<bool>;
     /// Makes sure that no other process has it, for as long as what is returned lives.
     fn lock(&self, path: &Path) -> Result<Lock, LockError>;
 }
@@ -66,6 +68,16 @@ pub(super) fn read(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(file.len()?).map_err(io::Error::other)?];
     file.read_at(&mut bytes, 0)?;
     Ok(bytes)
+}
+
+/// btrfs, zfs and bcachefs, as statfs(2) names them.
+const COPY_ON_WRITE: [rustix::fs::FsWord; 3] = [0x9123_683E, 0x2FC1_2FC1, 0xCA45_1A4E];
+
+/// Whether `path`, or where it would be made, lies on a file system that writes what is overwritten elsewhere (btrfs,
+/// zfs, bcachefs). There the reserve is none, and `min_free` counts twice.
+pub fn is_copy_on_write(path: &Path) -> io::Result<bool> {
+    let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    RealDisk.is_copy_on_write(there)
 }
 
 /// The disk as it is.
@@ -124,6 +136,10 @@ impl Disk for RealDisk {
     fn free(&self, path: &Path) -> io::Result<u64> {
         let space = rustix::fs::statvfs(path)?;
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
+    }
+
+    fn is_copy_on_write(&self, path: &Path) -> io::Result<bool> {
+        Ok(COPY_ON_WRITE.contains(&rustix::fs::statfs(path)?.f_type))
     }
 
     fn lock(&self, path: &Path) -> Result<Lock, LockError> {

@@ -301,6 +301,10 @@ impl Disk for ReadOnly {
         RealDisk.free(path)
     }
 
+    fn is_copy_on_write(&self, path: &Path) -> io::Result<bool> {
+        RealDisk.is_copy_on_write(path)
+    }
+
     fn lock(&self, _path: &Path) -> Result<Lock, LockError> {
         Err(refused().into())
     }

@@ -43,6 +43,8 @@ pub struct Report {
     pub torn: bool,
     /// Contents that no message named, and that were removed: normal after a crash.
     pub strays: usize,
+    /// The file system copies on write: `min_free` counts twice.
+    pub is_copy_on_write: bool,
 }
 
 /// Why a spool cannot be opened.
@@ -153,12 +155,15 @@ impl Log {
         }
         let free = disk.free(&paths.root);
         let free = free.map_err(Failure::at("asking for free space"))?;
+        let is_copy_on_write = disk.is_copy_on_write(&paths.root);
+        let is_copy_on_write =
+            is_copy_on_write.map_err(Failure::at("asking for the kind of the file system"))?;
         let found = recover::replay(&*disk, &paths)?;
-        let report = found.report.clone();
+        let report = Report { is_copy_on_write, ..found.report.clone() };
         let space = Space {
             disk: Arc::clone(&disk),
             root: paths.root.clone(),
-            min_free: config.min_free,
+            min_free: floor(config.min_free, is_copy_on_write),
             since: clock::now(),
             asked: AtomicU64::new(0),
             free: AtomicU64::new(free),
@@ -483,6 +488,12 @@ pub(super) struct Space {
     free: AtomicU64,
     /// Octets of contents in memory that are not yet on disk.
     in_memory: AtomicU64,
+}
+
+/// Below so many free octets nothing is accepted. Where an overwrite takes space, the reserve is of no use: what it would
+/// give is kept free.
+fn floor(min_free: u64, is_copy_on_write: bool) -> u64 {
+    min_free.saturating_mul(if is_copy_on_write { 2 } else { 1 })
 }
 
 impl Space {

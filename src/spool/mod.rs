@@ -37,7 +37,8 @@
 //! so a sync is one flush of the disk instead of two. What stands in it of its former life never counts, for a record
 //! names its segment, and a segment's number has a random half. The last spare is the reserve: it is used when the disk
 //! is full, so that what leaves the spool can still be marked; nothing is written again then. Where there is none, it
-//! is written in a quiet moment. A segment that was put aside for its damage is never overwritten, nor, by the same
+//! is written in a quiet moment. On a file system that copies on write (btrfs, zfs) an overwrite takes space all the same:
+//! there `min_free` counts twice instead. A segment that was put aside for its damage is never overwritten, nor, by the same
 //! process, one of which a write or a sync failed.
 //!
 //! # What a start makes of it
@@ -84,6 +85,8 @@ mod writer;
 
 #[cfg(test)]
 mod tests;
+
+pub use disk::is_copy_on_write;
 
 /// A durable queue of messages. [`Spool::apply`] is the only way to change its state.
 pub trait Spool: Send + Sync + 'static {

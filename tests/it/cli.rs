@@ -58,7 +58,8 @@ fn check_says_every_problem_of_every_broken_config() {
 fn check_takes_the_shipped_configuration() {
     let output = run(&["check", "--config", "config/mailsluice.toml"], root());
     assert_eq!((code(&output), err(&output).as_str()), (0, ""));
-    assert_eq!(out(&output), "config/mailsluice.toml: no problems found\n");
+    // Where the spool would lie on a file system that copies on write, that is said first.
+    assert!(out(&output).ends_with("config/mailsluice.toml: no problems found\n"));
 }
 
 #[test]

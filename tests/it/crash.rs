@@ -23,8 +23,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::support::client::{Client, stuffed};
-use crate::support::gateway::{Gateway, Setup};
-use crate::support::peers::{is_root, need, skip};
+use crate::support::gateway::{BINARY, Gateway, Setup};
+use crate::support::peers::{find, is_root, need, run, skip};
 use crate::support::sink::{Answer, Sink};
 use crate::support::{PATIENCE, eventually, is_slow};
 
@@ -1011,15 +1011,16 @@ struct SmallDisk {
 impl SmallDisk {
     /// None where mounting is not permitted.
     fn mount() -> Option<Self> {
+        Self::mounted(&["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
+    }
+
+    fn mounted(how: &[&str]) -> Option<Self> {
         if !is_root() {
             println!("skipped: mounting a small file system needs root");
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
-            .arg(folder.path())
-            .output();
+        let mount = Command::new("mount").args(how).arg(folder.path()).output();
         if !mount.is_ok_and(|mount| mount.status.success()) {
             println!("skipped: mounting a small file system is not permitted");
             return None;
@@ -1052,6 +1053,40 @@ impl Drop for SmallDisk {
         if !unmount.is_ok_and(|status| status.success()) {
             eprintln!("{} stays mounted", self.folder.path().display());
         }
+    }
+}
+
+#[test]
+fn on_a_file_system_that_copies_on_write_min_free_counts_twice_and_that_is_said() {
+    if !need("mkfs.btrfs") {
+        return;
+    }
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(128 << 20).unwrap();
+    run(Command::new(find("mkfs.btrfs").unwrap()).arg("-q").arg(image.path()));
+    let Some(disk) = SmallDisk::mounted(&["-o", "loop", image.path().to_str().unwrap()]) else {
+        return;
+    };
+    let space = statvfs(disk.folder.path()).unwrap();
+    let floor = space.f_bavail * space.f_frsize * 2 / 3;
+    for (min_free, reply) in [(floor, 452), (1_000_000, 250)] {
+        let sink = Sink::new();
+        let setup = Setup::to(sink.address)
+            .spool(&disk.spool())
+            .set("spool", &format!("min_free = \"{min_free}B\""));
+        let gateway = setup.start();
+        let mut client = Client::hello(gateway.smtp());
+        client.command("MAIL FROM:<a@example.com>", reply);
+        drop(client);
+        if reply == 250 {
+            assert!(offer_or_452(gateway.smtp(), "copied", 300_000));
+            sink.wait(1);
+        }
+        gateway.wait_log("copies on write");
+        let config = gateway.folder().join("mailsluice.toml");
+        let said = run(Command::new(BINARY).args(["check", "--config"]).arg(config));
+        assert!(said.contains(&format!("below {} free octets", 2 * min_free)), "{said}");
+        gateway.stop();
     }
 }
 

@@ -57,6 +57,8 @@ struct Faults {
     is_full: AtomicBool,
     /// So many files cannot be opened.
     bad_opens: AtomicU64,
+    /// It writes what is overwritten elsewhere.
+    copies: AtomicBool,
     dies: AtomicBool,
     /// Syncs wait while it is closed.
     gate: Mutex<bool>,
@@ -81,6 +83,7 @@ impl TestDisk {
             free: AtomicU64::new(u64::MAX),
             is_full: AtomicBool::new(false),
             bad_opens: AtomicU64::new(0),
+            copies: AtomicBool::new(false),
             dies: AtomicBool::new(false),
             gate: Mutex::new(false),
             gate_opened: Condvar::new(),
@@ -173,6 +176,10 @@ impl Disk for TestDisk {
 
     fn free(&self, _path: &Path) -> io::Result<u64> {
         Ok(self.free.load(Ordering::SeqCst))
+    }
+
+    fn is_copy_on_write(&self, _path: &Path) -> io::Result<bool> {
+        Ok(self.copies.load(Ordering::SeqCst))
     }
 
     fn lock(&self, path: &Path) -> Result<Lock, LockError> {
@@ -1142,6 +1149,19 @@ async fn below_the_floor_nothing_is_put_but_all_else_goes_on() {
     assert!(!log.has_room_for(100_001) && log.has_room_for(100_000));
     drop(stage);
     assert!(log.has_room_for(500_000));
+}
+
+#[tokio::test]
+async fn where_an_overwrite_takes_space_the_floor_is_twice_as_high() {
+    let dir = TempDir::new().unwrap();
+    let disk = TestDisk::new();
+    disk.copies.store(true, Ordering::SeqCst);
+    disk.free.store(2_100_000, Ordering::SeqCst);
+    let config = at(dir.path());
+    let opened = Log::open_on(Arc::clone(&disk) as Arc<dyn Disk>, &config, Geometry::default());
+    let (log, report) = opened.await.unwrap();
+    assert!(report.is_copy_on_write);
+    assert!(log.has_room_for(100_000) && !log.has_room_for(100_001));
 }
 
 #[tokio::test]

@@ -767,6 +767,10 @@ impl Disk for SimDisk {
         Ok(lock(&self.0.state).free)
     }
 
+    fn is_copy_on_write(&self, _path: &Path) -> io::Result<bool> {
+        Ok(false)
+    }
+
     fn lock(&self, _path: &Path) -> Result<Lock, LockError> {
         if self.0.is_locked.swap(true, Ordering::SeqCst) {
             return Err(LockError::Held("another".to_owned()));
