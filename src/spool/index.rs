@@ -95,6 +95,14 @@ pub(super) struct Segment {
     slot: Option<NonZeroU32>,
 }
 
+#[cfg(test)]
+impl Segment {
+    /// What needs it.
+    pub(super) fn needs(&self) -> String {
+        format!("{} records, {} octets of {}", self.live, self.octets, self.len)
+    }
+}
+
 /// The numbers of segments by slot, counted from 1.
 #[derive(Debug, Default)]
 struct Slots {
@@ -283,6 +291,7 @@ impl Index {
                 self.release(mark);
                 self.remove(id)
             }
+            Change::Index => None,
             Change::Done => {
                 let (has_files, old) = self.failed.done(id, place);
                 if has_files {
@@ -320,7 +329,11 @@ impl Index {
                 self.claim(to);
                 self.release(Some(from));
             }
-            Change::Put { .. } | Change::Progress { .. } | Change::Filed { .. } | Change::Done => {
+            Change::Put { .. }
+            | Change::Progress { .. }
+            | Change::Filed { .. }
+            | Change::Index
+            | Change::Done => {
                 self.moved(record.id, from, to);
             }
         }

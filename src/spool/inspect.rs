@@ -15,7 +15,7 @@ use super::disk::{Disk, DiskFile, Lock, LockError, RealDisk};
 use super::failed;
 use super::index::Lies;
 use super::log::{Files, OpenError, Paths, Report};
-use super::recover::{self, Recovered};
+use super::recover::{self, Depth, Recovered};
 use super::{Failure, SpoolError, Stored};
 use crate::envelope::{Body, Head, QueueState, SpoolId};
 
@@ -105,7 +105,7 @@ impl Inspection {
             Ok(_) | Err(_) => return Err(InspectError::NotASpool(folder.to_owned())),
         }
         let lock = lock(&paths.root)?;
-        let found = recover::read(&ReadOnly, &paths)?;
+        let found = recover::read(&ReadOnly, &paths, Depth::Everything)?;
         Ok(Self { paths, found, _lock: lock })
     }
 

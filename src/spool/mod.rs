@@ -21,6 +21,10 @@
 //! batch comes first in it (`first_batch`) and from which batch on the earlier segments do not count (`void_from`).
 //! Batch numbers rise by one over all segments, so what is missing is known by number.
 //!
+//! A segment that is full ends with an index, which says again what its records say of the messages that are not done
+//! later in it. Where it stands is in the header of the next one. So a start reads the indexes, and the last segment of
+//! each run, and not the mail.
+//!
 //! A message is one `Put` record with envelope and content (or the name of its side file). Each later change writes the
 //! whole progress, without the content. `Done` ends it. Small named values stand there as `Note`s, the last of a name
 //! counts.
@@ -51,6 +55,9 @@
 //!   nobody was told 250 on their account.
 //! - A file is named a segment when its header is synced, so a header that cannot be read is damage.
 //! - Behind its last record a segment may hold anything, that of a former life too.
+//! - A segment with an index was synced whole, so the index counts for it: damage in a content there is noticed when the
+//!   message is read ([`SpoolError::Damaged`]), or by `mailsluice spool verify`, which reads everything. Where the index
+//!   cannot be read, or the header that names it, the segment is read like any other.
 //! - After a start a new segment is opened; its header voids what was dropped, so that it never comes to life later.
 //! - Side files without a record, all in `tmp/`, and `log/new-N` are removed; with damage about, the former go to `damaged/`.
 //!

@@ -22,8 +22,15 @@
 //! it. A change of progress (`Attempt`, `Update`, `Hold`, `Fail`, `Requeue`, `Release`) has due (8), pending recipients
 //! (4), attempts (2), zero (2) and the progress as JSON. `Filed` has the time of failing (8) and the length of the
 //! `.eml` (8). `Done` and `Delete` have nothing more. A `Note` is of no message: its id is zero, and then come the
-//! length of its key (1), zero (3), the key and the value. The fixed fields are what the index needs: a start parses no
+//! length of its key (1), zero (3), the key and the value. The fixed fields are what memory keeps: a start parses no
 //! JSON for most messages.
+//!
+//! An `Index` is of no message either, so its id is zero. It is the last record of a segment that is full, alone in its
+//! batch, and tells a start what the others say, so that it need not read them. Each of them has kind (1), flags (1),
+//! zero (2), length of payload (4), position in multiples of 16 (4), and its fixed fields. What is of a message that is
+//! done later in the same segment is not in it.
+
+use std::collections::HashSet;
 
 use super::side_file::FileRef;
 use super::wire;
@@ -40,6 +47,10 @@ const FLAG_SIDE_FILE: u8 = 2;
 /// Octets of a `Put` before its JSON, of a change of progress before its JSON.
 const PUT_PREFIX: usize = 40;
 const PROGRESS_PREFIX: usize = 32;
+/// Octets of an id, which every payload starts with.
+const ID: usize = 16;
+/// Octets of what an index says of a record, before its fixed fields.
+const SUMMARY: usize = 12;
 /// Octets of a note's key and of its value, at most.
 const NOTE_KEY: u8 = 64;
 const NOTE: usize = 64 * 1024;
@@ -58,12 +69,14 @@ pub enum Kind {
     Release = 8,
     Delete = 9,
     Note = 10,
+    /// What the other records of the segment say.
+    Index = 11,
     /// The message has left the log for files of its own.
     Filed = 16,
 }
 
 impl Kind {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Put,
         Self::Update,
         Self::Hold,
@@ -74,11 +87,27 @@ impl Kind {
         Self::Release,
         Self::Delete,
         Self::Note,
+        Self::Index,
         Self::Filed,
     ];
 
     fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u8 == code)
+    }
+
+    /// Octets of the fixed fields.
+    fn fixed(self) -> usize {
+        match self {
+            Self::Put => PUT_PREFIX,
+            Self::Update
+            | Self::Hold
+            | Self::Fail
+            | Self::Attempt
+            | Self::Requeue
+            | Self::Release
+            | Self::Filed => PROGRESS_PREFIX,
+            Self::Done | Self::Delete | Self::Note | Self::Index => ID,
+        }
     }
 }
 
@@ -101,6 +130,8 @@ pub(super) enum Change {
     },
     /// The message leaves the spool, whoever wanted it so.
     Done,
+    /// It says again what others say.
+    Index,
     /// A note has a new value; none where `bytes` is empty.
     Note {
         key: Box<str>,
@@ -277,6 +308,14 @@ impl Record {
         Ok(Self { kind: Kind::Note, id: NO_MESSAGE, change, payload, content: Vec::new() })
     }
 
+    /// Of a whole segment.
+    pub(super) fn index(summary: &Summary) -> Self {
+        let mut payload = NO_MESSAGE.as_u128().to_be_bytes().to_vec();
+        summary.write_to(&mut payload);
+        let (change, content) = (Change::Index, Vec::new());
+        Self { kind: Kind::Index, id: NO_MESSAGE, change, payload, content }
+    }
+
     /// The same once more, to be written elsewhere.
     pub(super) fn copy(found: &Found<'_>) -> Result<Self, String> {
         let kind = Kind::from_code(found.kind);
@@ -428,6 +467,95 @@ pub fn decode(bytes: &[u8], offset: u64, segment: u64, key: Option<u64>) -> Opti
     })
 }
 
+/// What an index is made of: the fixed fields of all records of a segment, as they come.
+#[derive(Debug, Default)]
+pub(super) struct Summary(Vec<u8>);
+
+impl Summary {
+    pub(super) fn add(&mut self, record: &Record, place: Place) {
+        let out = &mut self.0;
+        let has_file = matches!(record.change, Change::Put { file: Some(_), .. });
+        let position = u32::try_from(place.offset / ALIGN as u64).unwrap_or(u32::MAX);
+        out.extend_from_slice(&[
+            record.kind as u8,
+            if has_file { FLAG_SIDE_FILE } else { 0 },
+            0,
+            0,
+        ]);
+        out.extend_from_slice(&place.len.to_le_bytes());
+        out.extend_from_slice(&position.to_le_bytes());
+        out.extend(record.payload.iter().take(record.kind.fixed()));
+    }
+
+    /// Without what is of a message that is done later.
+    fn write_to(&self, out: &mut Vec<u8>) {
+        let mut summed: Vec<Summed<'_>> = Vec::new();
+        let mut rest = Fields(&self.0);
+        while let Some(next) = Summed::read(&mut rest) {
+            summed.push(next);
+        }
+        let mut done = HashSet::new();
+        let mut keep = Vec::with_capacity(summed.len());
+        for one in summed.iter().rev() {
+            let id = one.fields.get(..ID);
+            match one.kind {
+                Kind::Done | Kind::Delete => drop(done.insert(id)),
+                Kind::Note => {}
+                _ if done.contains(&id) => continue,
+                _ => {}
+            }
+            keep.push(one);
+        }
+        for one in keep.into_iter().rev() {
+            out.extend_from_slice(one.octets);
+        }
+    }
+}
+
+/// What an index says of one record.
+struct Summed<'a> {
+    kind: Kind,
+    has_file: bool,
+    len: u32,
+    offset: u64,
+    fields: &'a [u8],
+    /// All of this.
+    octets: &'a [u8],
+}
+
+impl<'a> Summed<'a> {
+    fn read(rest: &mut Fields<'a>) -> Option<Self> {
+        let all = rest.0;
+        let [kind, flags, _, _] = rest.take()?;
+        let (kind, has_file) = (Kind::from_code(kind)?, flags & FLAG_SIDE_FILE != 0);
+        let (len, position) = (rest.u32()?, rest.u32()?);
+        let (fields, left) = rest.0.split_at_checked(kind.fixed())?;
+        rest.0 = left;
+        let octets = all.get(..SUMMARY + kind.fixed())?;
+        Some(Self {
+            kind,
+            has_file,
+            len,
+            offset: u64::from(position) * ALIGN as u64,
+            fields,
+            octets,
+        })
+    }
+}
+
+/// A record of which an index tells.
+pub(super) enum Told {
+    /// What it changes.
+    Change(SpoolId, Change),
+    /// It has to be read for that.
+    Unread,
+}
+
+/// The length of the payload, as the record at the start of `bytes` says it.
+pub(super) fn payload_len(bytes: &[u8]) -> Option<u32> {
+    Fields(bytes.get(32..)?).u32()
+}
+
 /// Whether `bytes` begin like a record of `segment`, whole or not.
 pub(super) fn claims(bytes: &[u8], segment: u64) -> bool {
     bytes.starts_with(&MAGIC) && bytes.get(16..24) == Some(&segment.to_le_bytes()[..])
@@ -472,6 +600,7 @@ impl Found<'_> {
                 return Ok((id, Change::Put { head, file: put.and_then(|put| put.file) }));
             }
             Kind::Done | Kind::Delete => return Ok((id, Change::Done)),
+            Kind::Index => return Ok((id, Change::Index)),
             Kind::Filed => {
                 let mut change =
                     || Some(Change::Filed { at: UnixMillis(fields.u64()?), len: fields.u64()? });
@@ -499,6 +628,31 @@ impl Found<'_> {
         };
         let change = change().ok_or_else(too_short)?;
         Ok((id, change))
+    }
+
+    /// What an `Index` tells, in order, with the places of the records. None if this is no index, or none that was
+    /// written so.
+    pub(super) fn summary(&self) -> Option<Vec<(Place, Told)>> {
+        if self.kind != Kind::Index as u8 {
+            return None;
+        }
+        let mut rest = Fields(self.payload.get(ID..)?);
+        let mut all = Vec::new();
+        while !rest.0.is_empty() {
+            let Summed { kind, has_file, len, offset, fields, octets: _ } =
+                Summed::read(&mut rest)?;
+            let place = Place { offset, len, ..self.place };
+            let told = match has_file || kind == Kind::Note {
+                true => Told::Unread,
+                false => {
+                    let found = Found { kind: kind as u8, has_file, payload: fields, ..*self };
+                    let (id, change) = found.change().ok()?;
+                    Told::Change(id, change)
+                }
+            };
+            all.push((place, told));
+        }
+        Some(all)
     }
 
     /// The envelope of a `Put`, and where its content is.
@@ -545,7 +699,7 @@ fn saturate(len: usize) -> u32 {
 /// Numbers from the front of a slice.
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
-impl Fields<'_> {
+impl<'a> Fields<'a> {
     pub(super) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (first, rest) = self.0.split_first_chunk()?;
         self.0 = rest;

@@ -1,6 +1,6 @@
 //! The start: reads the log once and says what is in it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use tracing::warn;
 
 use super::Failure;
-use super::disk::{self, Disk};
+use super::disk::{self, Disk, DiskFile};
 use super::failed::Found;
 use super::index::Index;
 use super::log::{OpenError, Paths, Report};
+use super::record::{self, Change, Place, Told};
 use super::segment::{self, Header};
 use super::writer::{Next, Spare};
 use crate::envelope::SpoolId;
@@ -36,7 +37,7 @@ pub(super) struct Recovered {
 
 /// Reads the log, puts aside what is damaged, removes what no message names. Changes no segment.
 pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenError> {
-    let mut found = read(disk, paths)?;
+    let mut found = read(disk, paths, Depth::Indexes)?;
     // The done-mark of a failed message goes once its files are gone, and they must not come back after that.
     sync(disk, &paths.failed)?;
     // The header that this start writes says that they are synced, so they are.
@@ -53,10 +54,21 @@ pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenEr
     Ok(found)
 }
 
-/// Reads all segments and the names of all side files. Changes nothing on disk.
-pub(super) fn read(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenError> {
+/// How thorough a reading of the log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// Where a segment ends with an index, nothing but that. Damage in the mail is noticed when it is read.
+    Indexes,
+    /// All of it.
+    Everything,
+}
+
+/// Reads the log and the names of all side files. Changes nothing on disk.
+pub(super) fn read(disk: &dyn Disk, paths: &Paths, depth: Depth) -> Result<Recovered, OpenError> {
     let segments = list(disk, paths)?;
     let headers: Vec<_> = segments.iter().filter_map(|segment| segment.header).collect();
+    let sealed = headers.iter().filter_map(|header| header.sealed);
+    let sealed = sealed.filter(|_| depth == Depth::Indexes);
     // A spool of an earlier version has no such folder until it is started.
     let failed = match disk.names(&paths.failed) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -69,6 +81,7 @@ pub(super) fn read(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenErro
         index: Index::new(failed.cabinet()),
         report: Report::default(),
         key: headers.first().map(|header| header.key),
+        indexes: sealed.map(|sealed| (sealed.segment, sealed.offset)).collect(),
         expected: None,
         highest: 0,
         proven: 0,
@@ -93,6 +106,7 @@ pub(super) fn read(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenErro
         batch: void_from.max(replay.highest.saturating_add(1)),
         void_from,
         spares: blanks.spares,
+        sealed: None,
     };
     Ok(Recovered {
         index: replay.index,
@@ -168,6 +182,8 @@ struct Replay<'a> {
     index: Index,
     report: Report,
     key: Option<u64>,
+    /// Where segments that are full have their index.
+    indexes: BTreeMap<u64, u64>,
     /// The number of the next batch that counts; unknown before the first.
     expected: Option<u64>,
     /// The highest number of a batch of which anything is on disk.
@@ -183,6 +199,9 @@ struct Replay<'a> {
 impl Replay<'_> {
     fn segment(&mut self, listed: &Listed, later: &[Listed]) -> Result<(), OpenError> {
         let number = listed.number;
+        if self.by_index(listed) {
+            return Ok(());
+        }
         let bytes = octets(self.disk, self.paths, number)?;
         let scan = segment::scan(&bytes, number, self.key);
         self.index.segments.entry(number).or_default().len = listed.len;
@@ -215,7 +234,6 @@ impl Replay<'_> {
             }
         }
         self.last = Some((number, scan.holes));
-        let mut end = segment::HEADER as u64;
         for batch in &scan.batches {
             let expected = self.expected.unwrap_or(batch.number);
             if batch.number < expected || batch.number >= limit {
@@ -227,17 +245,7 @@ impl Replay<'_> {
                 break;
             }
             for record in &batch.records {
-                end = end.max(record.place.offset);
-                match record.change() {
-                    Ok((id, change)) => {
-                        self.index.change(id, &change, record.place);
-                    }
-                    Err(what) => {
-                        let place = format!("{}, octet {}", name(number), record.place.offset);
-                        self.report.damaged.push(format!("{place}: {what}"));
-                        self.damaged.insert(number);
-                    }
-                }
+                self.take(record.place, record.change());
             }
             self.expected = Some(batch.number + 1);
         }
@@ -247,6 +255,52 @@ impl Replay<'_> {
                 scan.is_torn || self.expected.is_some_and(|expected| scan.highest >= expected);
         }
         Ok(())
+    }
+
+    /// Takes what the index of the segment tells; false where it has none that can be read. All of the segment was synced
+    /// before it got one.
+    fn by_index(&mut self, listed: &Listed) -> bool {
+        let number = listed.number;
+        let (Some(header), Some(offset)) = (listed.header, self.indexes.get(&number)) else {
+            return false;
+        };
+        let Ok(file) = self.disk.open(&self.paths.segment(number)) else { return false };
+        let read = |offset, len| record_at(&*file, listed.len, offset, len);
+        let Some(bytes) = read(*offset, None) else { return false };
+        let found = record::decode(&bytes, *offset, number, self.key);
+        let Some((found, summary)) = found.and_then(|found| Some((found, found.summary()?))) else {
+            return false;
+        };
+        self.missing_before(header.void_from);
+        self.index.segments.entry(number).or_default().len = listed.len;
+        for (place, told) in summary {
+            let change = match told {
+                Told::Change(id, change) => Ok((id, change)),
+                Told::Unread => {
+                    let bytes = read(place.offset, Some(place.len)).unwrap_or_default();
+                    let found = record::decode(&bytes, place.offset, number, self.key);
+                    found.ok_or("the record cannot be read".to_owned()).and_then(|f| f.change())
+                }
+            };
+            self.take(place, change);
+        }
+        self.last = Some((number, Vec::new()));
+        self.expected = Some(found.stamp.batch + 1);
+        self.highest = self.highest.max(found.stamp.batch);
+        self.proven = self.proven.max(found.stamp.batch);
+        true
+    }
+
+    /// A record that counts.
+    fn take(&mut self, place: Place, change: Result<(SpoolId, Change), String>) {
+        match change {
+            Ok((id, change)) => drop(self.index.change(id, &change, place)),
+            Err(what) => {
+                let at = format!("{}, octet {}", name(place.segment), place.offset);
+                self.report.damaged.push(format!("{at}: {what}"));
+                self.damaged.insert(place.segment);
+            }
+        }
     }
 
     /// All batches before `end` were synced once: those that are not there are damage.
@@ -388,6 +442,22 @@ fn remove_stray(disk: &dyn Disk, path: &Path, report: &mut Report) {
         Ok(()) => report.strays += 1,
         Err(error) => warn!("{} stays until the next start: {error}", path.display()),
     }
+}
+
+/// The record at `offset` of a file of `end` octets, whose payload has `len`, or as many as it says itself. None where
+/// none can be.
+fn record_at(file: &dyn DiskFile, end: u64, offset: u64, len: Option<u32>) -> Option<Vec<u8>> {
+    let read = |len: u64| {
+        let ends = offset.checked_add(len)?;
+        let mut bytes = vec![0; usize::try_from(len).ok().filter(|_| ends <= end)?];
+        file.read_at(&mut bytes, offset).ok()?;
+        Some(bytes)
+    };
+    let len = match len {
+        Some(len) => len,
+        None => record::payload_len(&read(record::HEADER as u64)?)?,
+    };
+    read(record::HEADER as u64 + u64::from(len))
 }
 
 fn octets(disk: &dyn Disk, paths: &Paths, number: u64) -> Result<Vec<u8>, OpenError> {

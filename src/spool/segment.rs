@@ -9,7 +9,7 @@ use crate::envelope::SpoolId;
 /// Octets of the header; the first record follows.
 pub(super) const HEADER: usize = 64;
 /// What this program writes. A later version is refused.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// How the names of files begin that are to become a segment, and of spares.
 pub(super) const UNNAMED: &str = "new-";
@@ -47,7 +47,7 @@ impl Default for Geometry {
 }
 
 /// The first 64 octets of a segment, in every version: magic (8), version (4), CRC-32C (4) over the rest, number,
-/// key, `first_batch`, `void_from` (8 each), zeros.
+/// key, `first_batch`, `void_from`, segment and offset of `sealed` (8 each, zeros for none).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) version: u32,
@@ -58,6 +58,15 @@ pub(super) struct Header {
     pub(super) first_batch: u64,
     /// In the segments before, batches from this one on do not count. All before it had been synced.
     pub(super) void_from: u64,
+    /// A segment before that was full: where its index stands in it.
+    pub(super) sealed: Option<Sealed>,
+}
+
+/// A segment that ends with an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sealed {
+    pub(super) segment: u64,
+    pub(super) offset: u64,
 }
 
 impl Header {
@@ -66,7 +75,8 @@ impl Header {
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&self.version.to_le_bytes());
         out.extend_from_slice(&[0; 4]);
-        for field in [self.number, self.key, self.first_batch, self.void_from] {
+        let (sealed, offset) = self.sealed.map_or((0, 0), |sealed| (sealed.segment, sealed.offset));
+        for field in [self.number, self.key, self.first_batch, self.void_from, sealed, offset] {
             out.extend_from_slice(&field.to_le_bytes());
         }
         let mut header = [0; HEADER];
@@ -84,13 +94,11 @@ impl Header {
         if magic != MAGIC || crc != Self::checksum(header) {
             return None;
         }
-        Some(Self {
-            version,
-            number: fields.u64()?,
-            key: fields.u64()?,
-            first_batch: fields.u64()?,
-            void_from: fields.u64()?,
-        })
+        let mut next = || fields.u64();
+        let (number, key, first_batch, void_from) = (next()?, next()?, next()?, next()?);
+        let sealed = Sealed { segment: next()?, offset: next()? };
+        let sealed = Some(sealed).filter(|sealed| sealed.offset > 0);
+        Some(Self { version, number, key, first_batch, void_from, sealed })
     }
 
     fn checksum(header: &[u8; HEADER]) -> u32 {

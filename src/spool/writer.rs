@@ -13,8 +13,8 @@ use tracing::{error, info, warn};
 use super::disk::{DiskFile, Lock};
 use super::index::{Index, Living};
 use super::log::{Counted, Shared};
-use super::record::{self, Change, Place, Record, Stamp};
-use super::segment::{self, Header};
+use super::record::{self, Change, Place, Record, Stamp, Summary};
+use super::segment::{self, Header, Sealed};
 use super::side_file::Guard;
 use super::{Failure, SpoolError, lock};
 use crate::clock;
@@ -187,6 +187,8 @@ pub(super) struct Next {
     /// Batches from here on do not count, whatever is on disk.
     pub(super) void_from: u64,
     pub(super) spares: Vec<Spare>,
+    /// The segment before, if it ends with an index.
+    pub(super) sealed: Option<Sealed>,
 }
 
 /// A file that was a segment and is to become one again: its blocks are there, so that writing needs no space and
@@ -233,6 +235,8 @@ struct Current {
     len: u64,
     /// Octets that the file had when it became this segment.
     recycled: u64,
+    /// What its index will say.
+    summary: Summary,
 }
 
 impl Current {
@@ -355,9 +359,7 @@ impl Writer {
             current.len > segment::HEADER as u64 && current.len + len as u64 > size
         };
         if self.current.as_ref().is_some_and(is_full) {
-            // The next segment's header says that all before it is synced.
-            self.sync()?;
-            self.current = None;
+            self.seal()?;
         }
         if self.current.is_none() {
             self.open_segment()?;
@@ -385,6 +387,9 @@ impl Writer {
             sync.map_err(Failure::at(format!("syncing {}", path.display())))?;
             self.unsynced.clear();
             self.next.void_from = self.next.batch;
+        }
+        for (record, place) in records.iter().zip(&places) {
+            current.summary.add(record, *place);
         }
         current.len += self.buffer.len() as u64;
         self.last_len = self.buffer.len() as u64;
@@ -454,6 +459,31 @@ impl Writer {
         Ok(())
     }
 
+    /// The segment is full: its index goes to its end, so that a start need not read it. All of it is synced then, as the
+    /// next segment's header will say.
+    fn seal(&mut self) -> Result<(), Failure> {
+        let Some(current) = &mut self.current else { return Ok(()) };
+        let unsynced = u32::try_from(self.next.batch - self.next.void_from).unwrap_or(u32::MAX);
+        let (segment, offset) = (current.number, current.len);
+        let stamp = Stamp { key: self.next.key, segment, batch: self.next.batch, unsynced };
+        self.next.batch += 1;
+        self.buffer.clear();
+        record::encode_batch(&mut self.buffer, offset, &stamp, &[&Record::index(&current.summary)]);
+        let path = self.shared.paths.segment(segment);
+        let write = current.file.write_at(&self.buffer, offset);
+        write.map_err(Failure::at(format!("writing {}", path.display())))?;
+        let sync = current.file.sync();
+        sync.map_err(Failure::at(format!("syncing {}", path.display())))?;
+        current.len += self.buffer.len() as u64;
+        lock(&self.shared.index).segments.entry(segment).or_default().len = current.len_on_disk();
+        self.unsynced.clear();
+        self.next.void_from = self.next.batch;
+        self.next.sealed = Some(Sealed { segment, offset });
+        self.sync_by = None;
+        self.current = None;
+        Ok(())
+    }
+
     /// Makes the next segment and goes on in it. Its header voids what was tried and failed since the last sync, and
     /// what was written lazily in that time follows in the same write, so there is no moment at which it is void and
     /// not there. All this is on stable storage before the file gets its name, and the name before anything else is
@@ -489,6 +519,7 @@ impl Writer {
             key: self.next.key,
             first_batch: self.next.batch,
             void_from: self.next.void_from,
+            sealed: self.next.sealed,
         };
         let mut bytes = header.encode().to_vec();
         let stamp =
@@ -519,7 +550,11 @@ impl Writer {
             drop(disk.remove(&path));
             making()(error)
         })?;
-        let current = Current { number, file, len: bytes.len() as u64, recycled };
+        let mut summary = Summary::default();
+        for ((record, _), place) in self.unsynced.iter().zip(&places) {
+            summary.add(record, *place);
+        }
+        let current = Current { number, file, len: bytes.len() as u64, recycled, summary };
         let mut index = lock(&self.shared.index);
         index.segments.entry(number).or_default().len = current.len_on_disk();
         for ((record, from), to) in self.unsynced.drain(..).zip(places) {
@@ -527,6 +562,8 @@ impl Writer {
         }
         drop(index);
         self.next.void_from = self.next.batch;
+        // Said once. What is open now has no index yet.
+        self.next.sealed = None;
         self.sync_by = None;
         self.current = Some(current);
         Ok(())
@@ -896,7 +933,7 @@ fn admit(index: &Index, changed: &mut Changed, records: &[Record]) -> Result<(),
                 own.notes.insert(key.clone(), !bytes.is_empty());
                 continue;
             }
-            (Change::Progress { .. } | Change::Filed { .. } | Change::Done, _) => {
+            (Change::Progress { .. } | Change::Filed { .. } | Change::Done | Change::Index, _) => {
                 return Err(SpoolError::Unknown(*id));
             }
         };

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use super::disk::{Disk, DiskFile, Lock, LockError, RealDisk};
 use super::log::{Log, OpenError, Report};
+use super::record::Record;
 use super::segment::Geometry;
 use super::*;
 use crate::config;
@@ -1214,15 +1215,63 @@ async fn a_second_daemon_is_told_who_has_the_spool() {
     Log::open(&at(dir.path())).await.unwrap();
 }
 
+#[test]
+fn an_index_tells_what_counts_at_the_end_of_a_segment() {
+    let memory = |n| Record::put(&envelope(n), b"hello".to_vec());
+    let in_file = || {
+        let file = side_file::FileRef { name: "a-file".into(), len: 7, crc32c: 1 };
+        Record::put_file(&envelope(3), file)
+    };
+    let note = || Record::note("key".into(), b"value".to_vec()).unwrap();
+    let records = [
+        memory(1),
+        Record::update(id(1), &progress(2)),
+        in_file(),
+        note(),
+        Record::done(id(1)),
+        memory(1),
+        Record::fail(id(1), &progress(3)),
+        Record::filed(id(9), UnixMillis(5), 6),
+        Record::delete(id(8)),
+    ];
+    let stamp = record::Stamp { key: 1, segment: 2, batch: 3, unsynced: 0 };
+    let mut octets = Vec::new();
+    let places = record::encode_batch(&mut octets, 64, &stamp, &records.each_ref());
+    let mut summary = record::Summary::default();
+    records.iter().zip(&places).for_each(|(record, place)| summary.add(record, *place));
+    let index = Record::index(&summary);
+    let mut octets = Vec::new();
+    record::encode_batch(&mut octets, 4096, &stamp, &[&index]);
+    let found = record::decode(&octets, 4096, 2, Some(1)).unwrap();
+    let told = found.summary().unwrap();
+    // The first two are done with before the end.
+    assert_eq!(told.iter().map(|(place, _)| *place).collect::<Vec<_>>(), places[2..]);
+    for ((_, told), record) in told.iter().zip(&records[2..]) {
+        match told {
+            record::Told::Change(id, change) => {
+                assert_eq!((*id, change), (record.id, &record.change));
+            }
+            record::Told::Unread => {
+                let is_long = matches!(
+                    record.change,
+                    record::Change::Note { .. } | record::Change::Put { file: Some(_), .. }
+                );
+                assert!(is_long, "{record:?}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_format_of_a_later_version_is_refused() {
     let dir = TempDir::new().unwrap();
     drop(open(&dir).await);
     let path = files(&dir, "log").pop().unwrap();
     let header = segment::Header::decode(&fs::read(&path).unwrap()).unwrap();
-    fs::write(&path, segment::Header { version: 2, ..header }.encode()).unwrap();
+    let later = segment::VERSION + 1;
+    fs::write(&path, segment::Header { version: later, ..header }.encode()).unwrap();
     let refused = Log::open(&at(dir.path())).await.unwrap_err();
-    assert!(matches!(refused, OpenError::Newer { version: 2, .. }), "{refused}");
+    assert!(matches!(refused, OpenError::Newer { version, .. } if version == later), "{refused}");
     assert_eq!(files(&dir, "log").len(), 1);
 }
 
