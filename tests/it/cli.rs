@@ -11,7 +11,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::client::{Client, id, stuffed};
-use crate::support::gateway::{BINARY, Setup};
+use crate::support::eventually;
+use crate::support::gateway::{BINARY, Gateway, Setup};
 use crate::support::sink::{Answer, Sink};
 
 fn run(arguments: &[&str], folder: &Path) -> Output {
@@ -183,27 +184,39 @@ struct Filled {
 }
 
 impl Filled {
-    /// With these messages, which no upstream took. Marks of attempts and their ends stand behind them.
+    /// With these messages, for which there was no upstream: the last of them is the last of the log.
     fn queued(contents: &[&str]) -> Self {
         let closed = Sink::scripted(|ask| match ask.is_greeting() {
             true => Answer::reply("421 4.3.2 closed"),
             false => Answer::Usual,
         });
-        Self::by(Setup::to(closed.address), contents)
+        Self::by(Setup::to(closed.address), contents, |_| {})
     }
 
-    /// With these messages, of which none was tried: the last of them is the last of the log.
-    fn untried(contents: &[&str]) -> Self {
-        Self::by(Setup::none("hold"), contents)
+    /// With these messages, each of which the upstream refused for now when it had it: what became of an attempt is the
+    /// last of the log.
+    fn deferred(contents: &[&str]) -> Self {
+        let full = Sink::scripted(|ask| match ask.is_content() {
+            true => Answer::reply("451 4.3.0 later"),
+            false => Answer::Usual,
+        });
+        let settle = |gateway: &Gateway| {
+            eventually("all to be refused for now", || {
+                let deferred = gateway.events().into_iter().filter(|it| it["event"] == "deferred");
+                (deferred.count() >= 2 * contents.len()).then_some(())
+            });
+        };
+        Self::by(Setup::to(full.address), contents, settle)
     }
 
-    fn by(setup: Setup, contents: &[&str]) -> Self {
+    fn by(setup: Setup, contents: &[&str], settle: impl FnOnce(&Gateway)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let gateway = setup.spool(&folder.path().join("spool")).start();
         let mut client = Client::hello(gateway.smtp());
         let to = &["b@example.org", "c@example.org"];
         let ids = contents.iter().map(|it| client.mail("a@example.com", to, content(it))).collect();
         drop(client);
+        settle(&gateway);
         gateway.stop();
         Self { folder, ids }
     }
@@ -440,7 +453,7 @@ fn a_flipped_byte_in_a_segment_is_found_and_costs_only_its_message() {
 fn a_torn_tail_is_said_and_is_no_damage() {
     let contents = &["the first", "the second"];
     // The last record is a message that nobody was told of; or what became of an attempt.
-    for (filled, left) in [(Filled::untried(contents), 1), (Filled::queued(contents), 2)] {
+    for (filled, left) in [(Filled::queued(contents), 1), (Filled::deferred(contents), 2)] {
         filled.flip_last();
         let output = filled.run(&["verify"]);
         assert_eq!(code(&output), 0, "{}", out(&output));
