@@ -27,8 +27,8 @@
 //!
 //! An `Index` is of no message either, so its id is zero. It is the last record of a segment that is full, alone in its
 //! batch, and tells a start what the others say, so that it need not read them. Each of them has kind (1), flags (1),
-//! zero (2), length of payload (4), position in multiples of 16 (4), and its fixed fields. What is of a message that is
-//! done later in the same segment is not in it.
+//! zero (2), length of payload (4), position in multiples of 16 (4), and its fixed fields. Message and progress of what
+//! is done later in the same segment are not in it.
 
 use std::collections::HashSet;
 
@@ -500,7 +500,8 @@ impl Summary {
             let id = one.fields.get(..ID);
             match one.kind {
                 Kind::Done | Kind::Delete => drop(done.insert(id)),
-                Kind::Note => {}
+                // The done-mark of a message with files is needed longer than others.
+                Kind::Note | Kind::Filed => {}
                 _ if done.contains(&id) => continue,
                 _ => {}
             }

@@ -271,6 +271,10 @@ impl Replay<'_> {
         let Some((found, summary)) = found.and_then(|found| Some((found, found.summary()?))) else {
             return false;
         };
+        // Its checksum is right, and yet nobody should believe a length that cannot be.
+        if summary.iter().any(|(place, _)| place.offset + place.len_on_disk() > *offset) {
+            return false;
+        }
         self.missing_before(header.void_from);
         self.index.segments.entry(number).or_default().len = listed.len;
         for (place, told) in summary {
