@@ -106,7 +106,8 @@ fn spool(measured: bool) {
 
     let mut turns = Turns::default();
     for _ in 0..ROUNDS {
-        let (taken, cost) = timed(&runtime, parallel(&log, scale.parallel, BODY, Then::Done));
+        let (taken, cost) =
+            timed(&runtime, &folder, parallel(&log, scale.parallel, BODY, Then::Done));
         let (size, messages) = match cost.batches {
             0 => (64 * BODY as u64, 64.0),
             batches => (cost.batched / batches, scale.parallel as f64 / batches as f64),
@@ -119,7 +120,7 @@ fn spool(measured: bool) {
 
     let mut turns = Turns::default();
     for _ in 0..ROUNDS {
-        let (taken, cost) = timed(&runtime, serial(&log, scale.serial));
+        let (taken, cost) = timed(&runtime, &folder, serial(&log, scale.serial));
         let bare = floor.rate(BODY as u64, scale.syncs);
         turns.add(scale.serial, taken, bare, &cost);
     }
@@ -184,11 +185,11 @@ impl Turns {
     }
 }
 
-fn timed(runtime: &Runtime, work: impl Future<Output = ()>) -> (Duration, Cost) {
-    let before = Cost::now();
+fn timed(runtime: &Runtime, folder: &Path, work: impl Future<Output = ()>) -> (Duration, Cost) {
+    let before = Cost::now(folder);
     let began = mailsluice::clock::now();
     runtime.block_on(work);
-    (began.elapsed(), Cost::now().since(&before))
+    (began.elapsed(), Cost::now(folder).since(&before))
 }
 
 async fn open(path: &Path) -> Arc<Log> {
@@ -257,7 +258,7 @@ fn million(measured: bool) {
     let log = runtime.block_on(open(&path));
     let rate = |messages| {
         let work = parallel(&log, messages, SMALL_BODY, Then::Wait);
-        messages as f64 / timed(&runtime, work).0.as_secs_f64()
+        messages as f64 / timed(&runtime, &folder, work).0.as_secs_f64()
     };
     // The first time round is for the threads and the allocator.
     rate(sample / 4);
@@ -362,7 +363,7 @@ fn take_large(path: &Path, count: usize, size: usize) {
             ended.expect("a producer");
         }
     };
-    let (taken, _) = timed(&runtime, work);
+    let (taken, _) = timed(&runtime, path, work);
     println!("{} {}", taken.as_secs_f64(), number("/proc/self/status", "VmHWM"));
     runtime.block_on(log.close());
 }

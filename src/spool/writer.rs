@@ -321,15 +321,19 @@ impl Writer {
     fn commit(&mut self, requests: Vec<Request>) {
         let mut batch = Vec::with_capacity(requests.len());
         let mut changed = Changed::default();
+        changed.messages.reserve(requests.len());
+        let mut answers = Vec::new();
+        let index = lock(&self.shared.index);
         for request in requests {
-            let admitted = admit(&lock(&self.shared.index), &mut changed, &request.records);
-            match admitted {
+            match changed.admit(&index, &request.records) {
                 // It asked for what came before it to be decided.
-                Ok(()) if request.records.is_empty() => request.answer(Ok(())),
+                Ok(()) if request.records.is_empty() => answers.push((request, Ok(()))),
                 Ok(()) => batch.push(request),
-                Err(error) => request.answer(Err(error)),
+                Err(error) => answers.push((request, Err(error))),
             }
         }
+        drop(index);
+        answers.into_iter().for_each(|(request, answer)| request.answer(answer));
         if batch.is_empty() {
             return;
         }
@@ -868,6 +872,9 @@ struct Changed {
     notes: HashMap<Box<str>, bool>,
 }
 
+/// What one record replaces: where its message was, or else the name of a note and whether it is there now.
+type Before = (Option<(SpoolId, Option<Whereabouts>)>, Option<(Box<str>, bool)>);
+
 /// Where a message is after what comes before in the batch.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Whereabouts {
@@ -877,30 +884,45 @@ enum Whereabouts {
 }
 
 impl Changed {
-    /// Whether there are not too many notes after `own` too.
-    fn check_notes(&self, index: &Index, own: &HashMap<Box<str>, bool>) -> Result<(), SpoolError> {
-        let Some(key) = own.keys().next() else { return Ok(()) };
-        let before = self.notes.iter().filter(|(key, _)| !own.contains_key(*key));
-        let (mut more, mut less) = (0, 0);
-        for (key, is_there) in before.chain(own) {
-            match (index.note(key).is_some(), is_there) {
-                (false, true) => more += 1,
-                (true, false) => less += 1,
-                (true, true) | (false, false) => {}
+    /// Whether `records` can be written after those of the batch so far: then what they do is part of this.
+    fn admit(&mut self, index: &Index, records: &[Record]) -> Result<(), SpoolError> {
+        let mut before = Vec::new();
+        let mut notes = HashMap::new();
+        let mut admitted = Ok(());
+        for record in records {
+            admitted = self.admit_one(index, record).map(|(old, note)| {
+                notes.extend(note);
+                // One alone leaves nothing to take back.
+                if records.len() > 1 {
+                    before.extend(old);
+                }
+            });
+            if admitted.is_err() {
+                break;
             }
         }
-        match index.notes() + more - less > NOTES {
-            true => Err(SpoolError::Unfit(key.clone(), "there are 4,096 already")),
-            false => Ok(()),
+        let admitted = admitted.and_then(|()| self.check_notes(index, &notes));
+        match admitted {
+            Ok(()) => self.notes.extend(notes),
+            Err(_) => {
+                for (id, old) in before.into_iter().rev() {
+                    match old {
+                        Some(old) => self.messages.insert(id, old),
+                        None => self.messages.remove(&id),
+                    };
+                }
+            }
         }
+        admitted
     }
-}
 
-/// Whether `records` can be written after those of the batch so far, whose effect is in `changed`.
-fn admit(index: &Index, changed: &mut Changed, records: &[Record]) -> Result<(), SpoolError> {
-    let mut own = Changed::default();
-    for Record { id, change, .. } in records {
-        let known = own.messages.get(id).or_else(|| changed.messages.get(id)).copied();
+    /// Returns where the message was before, or the name of a note and whether it is there now.
+    fn admit_one(&mut self, index: &Index, record: &Record) -> Result<Before, SpoolError> {
+        let Record { id, change, .. } = record;
+        if let Change::Note { key, bytes } = change {
+            return Ok((None, Some((key.clone(), !bytes.is_empty()))));
+        }
+        let known = self.messages.get(id).copied();
         let is = known.unwrap_or_else(|| match index.state(*id) {
             Some(state) => Whereabouts::Log(state),
             None if index.failed.contains(*id) => Whereabouts::Files,
@@ -929,18 +951,34 @@ fn admit(index: &Index, changed: &mut Changed, records: &[Record]) -> Result<(),
                 Whereabouts::Files
             }
             (Change::Done, Whereabouts::Log(_) | Whereabouts::Files) => Whereabouts::Gone,
-            (Change::Note { key, bytes }, _) => {
-                own.notes.insert(key.clone(), !bytes.is_empty());
-                continue;
-            }
-            (Change::Progress { .. } | Change::Filed { .. } | Change::Done | Change::Index, _) => {
-                return Err(SpoolError::Unknown(*id));
-            }
+            (
+                Change::Progress { .. }
+                | Change::Filed { .. }
+                | Change::Done
+                | Change::Note { .. }
+                | Change::Index,
+                _,
+            ) => return Err(SpoolError::Unknown(*id)),
         };
-        own.messages.insert(*id, after);
+        self.messages.insert(*id, after);
+        Ok((Some((*id, known)), None))
     }
-    changed.check_notes(index, &own.notes)?;
-    changed.messages.extend(own.messages);
-    changed.notes.extend(own.notes);
-    Ok(())
+
+    /// Whether there are not too many notes after `own` too.
+    fn check_notes(&self, index: &Index, own: &HashMap<Box<str>, bool>) -> Result<(), SpoolError> {
+        let Some(key) = own.keys().next() else { return Ok(()) };
+        let before = self.notes.iter().filter(|(key, _)| !own.contains_key(*key));
+        let (mut more, mut less) = (0, 0);
+        for (key, is_there) in before.chain(own) {
+            match (index.note(key).is_some(), is_there) {
+                (false, true) => more += 1,
+                (true, false) => less += 1,
+                (true, true) | (false, false) => {}
+            }
+        }
+        match index.notes() + more - less > NOTES {
+            true => Err(SpoolError::Unfit(key.clone(), "there are 4,096 already")),
+            false => Ok(()),
+        }
+    }
 }
