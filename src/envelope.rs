@@ -137,13 +137,17 @@ pub struct Progress {
     pub rcpts: Vec<RcptStatus>,
     /// The positions of the recipients of the part whose content may be leaving now; none but in the mark of an attempt.
     pub sending: Vec<u32>,
+    /// The positions of the recipients that an attempt may have reached without a word about it. Whatever is answered to
+    /// a later copy says nothing about that one, so a position stays until an operator takes it away.
+    pub doubtful: Vec<u32>,
 }
 
 impl Progress {
     /// A message just accepted.
     pub fn new(accepted: UnixMillis, rcpts: usize) -> Self {
         let rcpts = vec![RcptStatus::Pending { last: None }; rcpts];
-        Self { attempts: 0, due: accepted, first_deferral: None, rcpts, sending: Vec::new() }
+        let (sending, doubtful) = (Vec::new(), Vec::new());
+        Self { attempts: 0, due: accepted, first_deferral: None, rcpts, sending, doubtful }
     }
 
     /// The positions of the recipients that are still to be delivered to.

@@ -73,8 +73,10 @@ impl<K: Ord + Copy, V> OrderedMap<K, V> {
             // Keys that ascend fill every chunk.
             upper.push((key, value));
         } else {
-            upper.extend(chunk.drain(CHUNK / 2..));
-            match at.checked_sub(CHUNK / 2) {
+            // Keys that ascend but for a few that come late leave little room behind them.
+            let split = if is_last { CHUNK / 8 * 7 } else { CHUNK / 2 };
+            upper.extend(chunk.drain(split..));
+            match at.checked_sub(split) {
                 Some(at) => upper.insert(at, (key, value)),
                 None => chunk.insert(at, (key, value)),
             }

@@ -10,7 +10,6 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::envelope::{Head, Priority, QueueState, Rcpt, RcptStatus, SpoolId, UnixMillis};
-use crate::outcome::Cause;
 use crate::smtp::params::{Notify, Ret};
 use crate::smtp::reply::Escaped;
 use crate::spool::inspect::{self, InspectError, Inspection};
@@ -508,7 +507,10 @@ impl<'a> Message<'a> {
                 .rcpts
                 .iter()
                 .zip(&progress.rcpts)
-                .map(|(rcpt, status)| Recipient::new(rcpt, status))
+                .zip(0..)
+                .map(|((rcpt, status), at)| {
+                    Recipient::new(rcpt, status, progress.doubtful.contains(&at))
+                })
                 .collect(),
         }
     }
@@ -535,7 +537,7 @@ struct Recipient<'a> {
 }
 
 impl<'a> Recipient<'a> {
-    fn new(rcpt: &'a Rcpt, status: &RcptStatus) -> Self {
+    fn new(rcpt: &'a Rcpt, status: &RcptStatus, is_doubtful: bool) -> Self {
         let (state, cause) = match status {
             RcptStatus::Pending { last } => ("pending", last.as_ref()),
             RcptStatus::Delivered(_) => ("delivered", None),
@@ -553,7 +555,7 @@ impl<'a> Recipient<'a> {
             words: receipt.or_else(|| cause.map(|cause| cause.words.to_string())),
             scope: cause.map(|cause| cause.scope.label()),
             stage: cause.map(|cause| cause.stage.label()),
-            maybe_sent: cause.map(|cause: &Cause| cause.maybe_sent),
+            maybe_sent: cause.map(|_| is_doubtful),
         }
     }
 }

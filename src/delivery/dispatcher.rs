@@ -337,8 +337,10 @@ struct Round<'a, S> {
     began: Instant,
     /// The mark of an attempt was written, and nothing that ends it.
     marked: bool,
-    /// The message is not ours to change any more.
-    gone: bool,
+    /// The message is not ours to change any more, and this is what it is to the schedule.
+    gone: Option<Ended>,
+    /// What a former run left open was put down; nothing was sent.
+    is_former: bool,
     /// Some recipient came to an end in this attempt, so the state on disk is old.
     changed: bool,
     /// Some recipient was deferred for a reason of its own or its message's.
@@ -360,6 +362,8 @@ enum Stop {
     Suspicion,
     /// The provider serves others and had no connection to spare for this one.
     Busy,
+    /// The spool cannot take a mark, so nothing may leave.
+    Disk,
 }
 
 impl<'a, S: Spool> Round<'a, S> {
@@ -372,7 +376,8 @@ impl<'a, S: Spool> Round<'a, S> {
             pass,
             began,
             marked: false,
-            gone: false,
+            gone: None,
+            is_former: false,
             changed: false,
             deferred: false,
             held: false,
@@ -394,10 +399,7 @@ impl<'a, S: Spool> Round<'a, S> {
             let submission =
                 Submission { envelope: Arc::clone(&envelope), part: part.to_vec(), body };
             self.shared.metrics.attempts.inc();
-            let Some(outcomes) = self.send(provider, &submission).await else {
-                self.gone = true;
-                return;
-            };
+            let Some(outcomes) = self.send(provider, &submission).await else { return };
             self.judge(&outcomes);
             for (rcpt, outcome) in outcomes {
                 self.settle(rcpt, outcome);
@@ -413,7 +415,7 @@ impl<'a, S: Spool> Round<'a, S> {
         }
     }
 
-    /// Has the provider send a part. None when the message turns out to be not ours to send any more.
+    /// Has the provider send a part. None when it turns out that it must not be sent.
     async fn send(
         &mut self,
         provider: &dyn Provider,
@@ -451,16 +453,24 @@ impl<'a, S: Spool> Round<'a, S> {
                 true
             }
             // An operator was quicker; or the daemon is ending.
-            Err(SpoolError::Unknown(_) | SpoolError::Refused(..) | SpoolError::Closed) => false,
+            Err(SpoolError::Unknown(_) | SpoolError::Closed) => {
+                self.gone = Some(Ended::Done);
+                false
+            }
+            Err(SpoolError::Refused(..)) => {
+                self.gone = Some(Ended::Held);
+                false
+            }
             // Sent all the same: on a full disk nothing else makes room.
-            Err(
-                error @ (SpoolError::Full
-                | SpoolError::Io(..)
-                | SpoolError::Damaged(..)
-                | SpoolError::Unfit(..)),
-            ) => {
+            Err(error @ SpoolError::Full) => {
                 warn!(%id, %error, "message {id} is sent without a mark on disk: {error}");
                 true
+            }
+            // Its outcome could not be written either, and it would be sent again in silence.
+            Err(error @ (SpoolError::Io(..) | SpoolError::Damaged(..) | SpoolError::Unfit(..))) => {
+                warn!(%id, %error, "message {id} is not sent now: it cannot be marked on disk: {error}");
+                self.stopped = Some(Stop::Disk);
+                false
             }
         }
     }
@@ -469,7 +479,7 @@ impl<'a, S: Spool> Round<'a, S> {
     fn doubt(&mut self) {
         let sending = mem::take(&mut self.message.progress.sending);
         let pending: Vec<usize> = self.message.progress.pending().collect();
-        self.changed = true;
+        (self.changed, self.is_former) = (true, true);
         for rcpt in
             pending.into_iter().filter(|rcpt| sending.iter().any(|it| *it as usize == *rcpt))
         {
@@ -542,6 +552,9 @@ impl<'a, S: Spool> Round<'a, S> {
         if outcome.cause().is_some_and(|cause| cause.maybe_sent) {
             metrics.in_doubt.inc();
             self.doubted = true;
+            if !self.was_in_doubt(rcpt) {
+                self.message.progress.doubtful.extend(u32::try_from(rcpt));
+            }
         }
         self.tell(rcpt, &outcome);
         let status = match outcome {
@@ -570,10 +583,9 @@ impl<'a, S: Spool> Round<'a, S> {
         }
     }
 
-    /// Whether the last attempt for the recipient may have reached it.
+    /// Whether an attempt for the recipient may have reached it.
     fn was_in_doubt(&self, rcpt: usize) -> bool {
-        let status = self.message.progress.rcpts.get(rcpt);
-        matches!(status, Some(RcptStatus::Pending { last: Some(cause) }) if cause.maybe_sent)
+        self.message.progress.doubtful.iter().any(|it| *it as usize == rcpt)
     }
 
     /// One event per recipient and outcome.
@@ -611,15 +623,16 @@ impl<'a, S: Spool> Round<'a, S> {
 
     /// Writes what became of the message and says when it is tried again.
     async fn conclude(mut self) -> Ended {
-        if self.gone {
-            return Ended::Done;
+        if let Some(ended) = self.gone {
+            return ended;
         }
         let (now, wall) = (clock::now(), clock::wall());
         let retry = &self.shared.settings.retry;
         let own = self.deferred && self.stopped.is_none();
         if own {
             let first = *self.message.progress.first_deferral.get_or_insert(wall);
-            if retry::gives_up(retry, first, wall) {
+            // What may have been taken is sent once more, however long it has waited.
+            if !self.is_former && retry::gives_up(retry, first, wall) {
                 self.give_up(wall.since(first));
             }
         }
@@ -635,6 +648,7 @@ impl<'a, S: Spool> Round<'a, S> {
         let closed_until = self.shared.gate().closed().map(|(_, until)| until);
         let at = match (self.stopped, closed_until) {
             (Some(Stop::Busy), _) => now + BUSY_PAUSE,
+            (Some(Stop::Disk), _) => now + retry.first,
             // Not before the next probe, so that whatever came or fell due meanwhile is the probe: a different message
             // each time, and a new one before those that have failed.
             (Some(Stop::Trouble), until) => until.unwrap_or(now).max(now),
@@ -650,11 +664,14 @@ impl<'a, S: Spool> Round<'a, S> {
                 now + delay
             }
         };
-        if self.changed || self.marked {
-            // Where nothing counts, nothing but the mark goes: a doubt of before stays one.
+        if self.changed || self.marked || self.doubted {
+            // Where nothing counts, nothing changes but that the mark goes, and what is in doubt.
             let progress = match self.changed {
-                true => &self.message.progress,
-                false => &self.before,
+                true => self.message.progress.clone(),
+                false => Progress {
+                    doubtful: self.message.progress.doubtful.clone(),
+                    ..self.before.clone()
+                },
             };
             self.write(|| Op::Update { id, progress: progress.clone() }, Durability::Lazy).await;
         }

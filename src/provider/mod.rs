@@ -79,9 +79,10 @@ impl Outcomes {
     pub async fn content_leaves(&self) {
         if let Some(leaving) = &self.leaving {
             let (tell, may_leave) = oneshot::channel();
-            // Where nobody listens any more, this delivery is about to be dropped.
-            if leaving.send(tell).await.is_ok() {
-                may_leave.await.unwrap_or_default();
+            let asked = leaving.send(tell).await.is_ok();
+            // Where nobody answers any more, this delivery is about to be dropped, and nothing of it may leave.
+            if !asked || may_leave.await.is_err() {
+                return std::future::pending().await;
             }
         }
         self.has_left.store(true, Ordering::SeqCst);

@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::mem;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -160,7 +161,7 @@ impl Cabinet {
     /// All that was written is synced, and what was refused is void. Whether that is work for the filer.
     pub(super) fn settle(&mut self) -> bool {
         let mut is_new = !self.unsynced.is_empty();
-        self.waiting.append(&mut self.unsynced);
+        self.waiting.extend(mem::take(&mut self.unsynced));
         for ending in self.ending.values_mut() {
             is_new |= !ending.is_synced;
             ending.is_synced = true;
@@ -233,6 +234,8 @@ impl Filed {
 pub(super) struct AskedFor {
     shared: Arc<Shared>,
     id: SpoolId,
+    /// It lay in files and is put again.
+    is_put_again: bool,
 }
 
 impl AskedFor {
@@ -240,7 +243,7 @@ impl AskedFor {
         let mut index = lock(&shared.index);
         index.failed.spoil(id);
         *index.failed.asked_for.entry(id).or_default() += 1;
-        Self { shared: Arc::clone(shared), id }
+        Self { shared: Arc::clone(shared), id, is_put_again: false }
     }
 }
 
@@ -267,6 +270,8 @@ struct Rung {
     is_rung: bool,
     is_closed: bool,
     is_idle: bool,
+    /// A sync of the folder has failed.
+    is_distrusted: bool,
 }
 
 impl Bell {
@@ -332,6 +337,8 @@ enum Unfiled {
     /// Something happened to it, or the spool is being closed.
     Spoiled,
     Unreadable(String),
+    /// It cannot be read now.
+    Unread(Failure),
     Trouble(Failure),
 }
 
@@ -365,9 +372,10 @@ impl Filer {
     /// All that wait, until the disk refuses.
     fn file_all(&mut self) -> Result<(), Failure> {
         let mut last = None;
+        let mut unread = None;
         loop {
             let next = lock(&self.shared.index).failed.begin(last, &self.unreadable);
-            let Some(id) = next else { return Ok(()) };
+            let Some(id) = next else { return unread.map_or(Ok(()), Err) };
             last = Some(id);
             let filed = file(&self.shared, id);
             lock(&self.shared.index).failed.spoil(id);
@@ -377,6 +385,8 @@ impl Filer {
                     error!(%id, "message {id} failed and stays in the log: {what}");
                     self.unreadable.insert(id);
                 }
+                // No reason for the others to stay.
+                Err(Unfiled::Unread(failure)) => drop(unread.get_or_insert(failure)),
                 Err(Unfiled::Trouble(failure)) => return Err(failure),
             }
             if self.shared.filer.is_closed() {
@@ -436,9 +446,10 @@ impl Expiry {
 pub(super) fn expire(shared: &Shared, time: UnixMillis) {
     let old = lock(&shared.index).failed.failed_before(time);
     for id in old {
-        match ask(shared, Record::done(id)) {
+        // It may have been queued again since.
+        match ask(shared, Record::done_in_files(id)) {
             Ok(()) => info!(%id, "message {id} failed longer ago than spool.keep_failed: removed"),
-            Err(SpoolError::Unknown(_)) => {}
+            Err(SpoolError::Unknown(_) | SpoolError::Refused(..)) => {}
             // The next check comes.
             Err(error) => return warn!(%error, "old failed messages stay for now: {error}"),
         }
@@ -473,7 +484,7 @@ fn remove_ended(shared: &Shared) -> Result<(), Failure> {
 }
 
 fn remove_files(shared: &Shared, id: SpoolId) -> Result<(), Failure> {
-    for path in [shared.paths.json(id), shared.paths.eml(id)] {
+    for path in [shared.paths.eml(id), shared.paths.json(id)] {
         match shared.disk.remove(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             removed => removed.map_err(Failure::at(format!("removing {}", path.display())))?,
@@ -495,7 +506,7 @@ fn file(shared: &Shared, id: SpoolId) -> Result<(), Unfiled> {
             | SpoolError::Unfit(..)),
         ) => {
             let error = io::Error::other(error);
-            return Err(Failure::at(format!("reading message {id}"))(error).into());
+            return Err(Unfiled::Unread(Failure::at(format!("reading message {id}"))(error)));
         }
     };
     let eml = write_eml(shared, &stored)?;
@@ -536,7 +547,9 @@ fn write_eml(shared: &Shared, stored: &Stored) -> Result<Eml, Unfiled> {
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     return Err(Unfiled::Unreadable(error.to_string()));
                 }
-                Err(error) => return Err(Failure::at("reading a side file")(error).into()),
+                Err(error) => {
+                    return Err(Unfiled::Unread(Failure::at("reading a side file")(error)));
+                }
             }
         }
     })?;
@@ -595,9 +608,15 @@ fn write_file(
     Ok((writing.len, writing.crc))
 }
 
+/// A sync that failed once proves nothing when it succeeds later, so nothing is built on it before the next start.
 fn sync_folder(shared: &Shared) -> Result<(), Failure> {
+    let doing = "syncing the folder of failed messages";
+    if lock(&shared.filer.state).is_distrusted {
+        return Err(Failure::at(doing)(io::Error::other("it failed before; a restart may help")));
+    }
     let sync = shared.disk.sync_dir(&shared.paths.failed);
-    sync.map_err(Failure::at("syncing the folder of failed messages"))
+    lock(&shared.filer.state).is_distrusted = sync.is_err();
+    sync.map_err(Failure::at(doing))
 }
 
 /// What a `.json` says of its `.eml`.
@@ -752,21 +771,27 @@ impl Log {
                 all.push(op);
                 continue;
             };
-            asked_for.push(AskedFor::new(&self.shared, id));
+            let mut asked = AskedFor::new(&self.shared, id);
             // The writer may be about to say that it is filed.
-            let (asked, answer) = Request::new(&self.shared, Vec::new());
-            self.shared.queue.push(asked)?;
+            let (request, answer) = Request::new(&self.shared, Vec::new());
+            self.shared.queue.push(request)?;
             answer.await.unwrap_or(Err(SpoolError::Closed))?;
-            let is_in_files = lock(&self.shared.index).failed.contains(id);
-            if is_in_files {
+            asked.is_put_again = lock(&self.shared.index).failed.contains(id);
+            if asked.is_put_again {
                 let (envelope, body) = self.restore(id).await?;
                 let put = Op::Put { envelope, body };
                 all.extend([Op::Done { id }, put, Op::Update { id, progress }]);
             } else {
                 all.push(Op::Requeue { id, progress });
             }
+            asked_for.push(asked);
         }
         Ok((all, asked_for))
+    }
+
+    /// Whether the `Done` of `id` is one that [`Self::with_what_lies_in_files`] has put before its `Put`.
+    pub(super) fn is_put_again(asked_for: &[AskedFor], id: SpoolId) -> bool {
+        asked_for.iter().any(|asked| asked.is_put_again && asked.id == id)
     }
 
     async fn restore(&self, id: SpoolId) -> Result<(Envelope, Staged), SpoolError> {
@@ -825,10 +850,12 @@ impl Found {
         found
     }
 
-    /// Before the log is read: as if all were filed that can be.
+    /// Before the log is read: as if all were filed that can be, and the others to go.
     pub(super) fn cabinet(&self) -> Cabinet {
         let filed = self.json.iter().map(|id| (*id, Filed::unread(*id))).collect();
-        Cabinet { filed, ..Cabinet::default() }
+        let lone = self.eml.difference(&self.json);
+        let ending = lone.map(|id| (*id, Ending { mark: None, is_synced: true })).collect();
+        Cabinet { filed, ending, ..Cabinet::default() }
     }
 
     fn contains(&self, id: SpoolId) -> bool {
@@ -838,7 +865,8 @@ impl Found {
 
 impl Cabinet {
     /// After the log is read: what is in the log counts there, and what its files say counts for the rest. Returns the
-    /// contents that belong to nothing, and the done-marks that are needed no more.
+    /// contents that belong to nothing, and the done-marks that are needed no more. What the log says to be done has a
+    /// mark as long as it has files, so a content without either has lost its `.json`.
     pub(super) fn sort_out(
         &mut self,
         found: &Found,
@@ -855,14 +883,28 @@ impl Cabinet {
         let gone: Vec<_> = self.ending.keys().filter(|id| !found.contains(**id)).copied().collect();
         let marks = gone.into_iter().filter_map(|id| self.forget(id)).collect();
 
-        let mut strays: BTreeSet<SpoolId> = found.eml.difference(&found.json).copied().collect();
-        strays.retain(|id| !self.filed.contains_key(id) && !self.ending.contains_key(id));
+        let mut lone: BTreeSet<SpoolId> = found.eml.difference(&found.json).copied().collect();
+        lone.retain(|id| {
+            let has_mark = self.ending.get(id).is_some_and(|ending| ending.mark.is_some());
+            !self.filed.contains_key(id) && !has_mark && !is_in_log(*id)
+        });
+        for id in &lone {
+            self.ending.remove(id);
+            report.damaged.push(format!(
+                "message {id}: failed/{id}.json is missing; failed/{id}.eml is put aside"
+            ));
+        }
         for id in self.filed.keys().copied().collect::<Vec<_>>() {
             let sheet = match disk::read(disk, &paths.json(id)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     Err("it is missing".into())
                 }
-                Err(error) => Err(error.to_string()),
+                // It may be there all the same, so it stays in the list.
+                Err(error) => {
+                    let what = format!("message {id}: failed/{id}.json cannot be read: {error}");
+                    report.damaged.push(what);
+                    continue;
+                }
                 Ok(json) => read_sheet(id, &json),
             };
             match sheet {
@@ -884,7 +926,7 @@ impl Cabinet {
                 }
             }
         }
-        Ok((strays.into_iter().map(|id| paths.eml(id)).collect(), marks))
+        Ok((lone.into_iter().map(|id| paths.eml(id)).collect(), marks))
     }
 }
 

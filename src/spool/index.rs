@@ -269,7 +269,8 @@ impl Index {
                 let place = self.claim(place);
                 let entry = self.entries.get_mut(&id)?;
                 let old = entry.progress.replace(place);
-                entry.state = step.state();
+                let state = step.state(entry.state);
+                entry.state = state;
                 entry.due = *due;
                 entry.pending = *pending;
                 entry.attempts = *attempts;
@@ -283,7 +284,7 @@ impl Index {
                     ) => Attempt::None,
                 };
                 self.release_packed(old);
-                self.failed.changed(id, step.state());
+                self.failed.changed(id, state);
                 None
             }
             Change::Filed { at, len } => {
@@ -292,7 +293,7 @@ impl Index {
                 self.remove(id)
             }
             Change::Index => None,
-            Change::Done => {
+            Change::Done | Change::DoneInFiles => {
                 let (has_files, old) = self.failed.done(id, place);
                 if has_files {
                     // It must not go before the files.
@@ -325,7 +326,7 @@ impl Index {
     pub(super) fn moved_record(&mut self, record: &Record, from: Place, to: Place) {
         match &record.change {
             Change::Note { key, .. } => self.moved_note(key, from, to),
-            Change::Done if self.failed.moved(record.id, from, to) => {
+            Change::Done | Change::DoneInFiles if self.failed.moved(record.id, from, to) => {
                 self.claim(to);
                 self.release(Some(from));
             }
@@ -333,7 +334,8 @@ impl Index {
             | Change::Progress { .. }
             | Change::Filed { .. }
             | Change::Index
-            | Change::Done => {
+            | Change::Done
+            | Change::DoneInFiles => {
                 self.moved(record.id, from, to);
             }
         }

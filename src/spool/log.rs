@@ -229,7 +229,7 @@ impl Spool for Log {
         if ops.is_empty() {
             return Ok(());
         }
-        let (ops, _asked_for) = self.with_what_lies_in_files(ops).await?;
+        let (ops, asked_for) = self.with_what_lies_in_files(ops).await?;
         let mut held = Counted::new(Arc::clone(&self.shared.space), 0);
         let mut records = Vec::with_capacity(ops.len());
         let mut files = Vec::new();
@@ -253,6 +253,7 @@ impl Spool for Log {
                 Op::Update { id, progress } => Record::update(id, &progress),
                 Op::Hold { id, progress } => Record::hold(id, &progress),
                 Op::Fail { id, progress } => Record::fail(id, &progress),
+                Op::Done { id } if Self::is_put_again(&asked_for, id) => Record::done_in_files(id),
                 Op::Done { id } => Record::done(id),
                 Op::Attempt { id, progress } => Record::attempt(id, &progress),
                 Op::Requeue { id, progress } => Record::requeue(id, &progress),
@@ -277,7 +278,9 @@ impl Spool for Log {
         let permit = Some(self.shared.queue.permit().await?);
         self.shared.queue.push(Request { records, files, is_durable, reply, held, permit })?;
         // The writer's thread drops the other end only when it panics.
-        answer.await.unwrap_or(Err(SpoolError::Closed))
+        let answered = answer.await.unwrap_or(Err(SpoolError::Closed));
+        drop(asked_for);
+        answered
     }
 
     fn heads(&self, after: Option<SpoolId>, n: usize) -> Vec<Head> {

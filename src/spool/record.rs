@@ -128,6 +128,8 @@ pub(super) enum Change {
         at: UnixMillis,
         len: u64,
     },
+    /// The same of a message that lies in files, and nothing where it is queued again meanwhile. On disk it is a `Done`.
+    DoneInFiles,
     /// The message leaves the spool, whoever wanted it so.
     Done,
     /// It says again what others say.
@@ -162,12 +164,13 @@ impl Step {
         }
     }
 
-    /// Where the message is after it.
-    pub(super) fn state(self) -> QueueState {
-        match self {
-            Self::Attempt | Self::Update | Self::Requeue | Self::Release => QueueState::Queued,
-            Self::Hold => QueueState::Held,
-            Self::Fail => QueueState::Failed,
+    /// Where a message is after it that was in `state`. What became of an attempt does not undo a hold that came
+    /// meanwhile.
+    pub(super) fn state(self, state: QueueState) -> QueueState {
+        match (self, state) {
+            (Self::Update, QueueState::Held) | (Self::Hold, _) => QueueState::Held,
+            (Self::Attempt | Self::Update | Self::Requeue | Self::Release, _) => QueueState::Queued,
+            (Self::Fail, _) => QueueState::Failed,
         }
     }
 
@@ -277,6 +280,11 @@ impl Record {
 
     pub fn done(id: SpoolId) -> Self {
         Self::gone(Kind::Done, id)
+    }
+
+    /// Only if it lies in files.
+    pub(super) fn done_in_files(id: SpoolId) -> Self {
+        Self { change: Change::DoneInFiles, ..Self::gone(Kind::Done, id) }
     }
 
     pub fn delete(id: SpoolId) -> Self {

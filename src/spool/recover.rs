@@ -25,7 +25,7 @@ pub(super) struct Recovered {
     pub(super) damaged: BTreeSet<u64>,
     /// Files in `bodies/` that no message names: left over from a crash, or of a record that is damaged.
     pub(super) stray: BTreeSet<String>,
-    /// Files in `failed/` that belong to nothing: left over from a crash, or from a record that is damaged.
+    /// Files in `failed/` that belong to nothing. There is a sentence in the report for each.
     unclaimed: Vec<PathBuf>,
     /// Files that were to become a segment.
     unnamed: Vec<PathBuf>,
@@ -199,7 +199,7 @@ struct Replay<'a> {
 impl Replay<'_> {
     fn segment(&mut self, listed: &Listed, later: &[Listed]) -> Result<(), OpenError> {
         let number = listed.number;
-        if self.by_index(listed) {
+        if self.by_index(listed)? {
             return Ok(());
         }
         let bytes = octets(self.disk, self.paths, number)?;
@@ -259,21 +259,23 @@ impl Replay<'_> {
 
     /// Takes what the index of the segment tells; false where it has none that can be read. All of the segment was synced
     /// before it got one.
-    fn by_index(&mut self, listed: &Listed) -> bool {
+    fn by_index(&mut self, listed: &Listed) -> Result<bool, OpenError> {
         let number = listed.number;
         let (Some(header), Some(offset)) = (listed.header, self.indexes.get(&number)) else {
-            return false;
+            return Ok(false);
         };
-        let Ok(file) = self.disk.open(&self.paths.segment(number)) else { return false };
-        let read = |offset, len| record_at(&*file, listed.len, offset, len);
-        let Some(bytes) = read(*offset, None) else { return false };
+        let path = self.paths.segment(number);
+        let reading = || Failure::at(format!("reading {}", path.display()));
+        let file = self.disk.open(&path).map_err(reading())?;
+        let read = |offset, len| record_at(&*file, listed.len, offset, len).map_err(reading());
+        let Some(bytes) = read(*offset, None)? else { return Ok(false) };
         let found = record::decode(&bytes, *offset, number, self.key);
         let Some((found, summary)) = found.and_then(|found| Some((found, found.summary()?))) else {
-            return false;
+            return Ok(false);
         };
         // Its checksum is right, and yet nobody should believe a length that cannot be.
         if summary.iter().any(|(place, _)| place.offset + place.len_on_disk() > *offset) {
-            return false;
+            return Ok(false);
         }
         self.missing_before(header.void_from);
         self.index.segments.entry(number).or_default().len = listed.len;
@@ -281,7 +283,7 @@ impl Replay<'_> {
             let change = match told {
                 Told::Change(id, change) => Ok((id, change)),
                 Told::Unread => {
-                    let bytes = read(place.offset, Some(place.len)).unwrap_or_default();
+                    let bytes = read(place.offset, Some(place.len))?.unwrap_or_default();
                     let found = record::decode(&bytes, place.offset, number, self.key);
                     found.ok_or("the record cannot be read".to_owned()).and_then(|f| f.change())
                 }
@@ -292,7 +294,7 @@ impl Replay<'_> {
         self.expected = Some(found.stamp.batch + 1);
         self.highest = self.highest.max(found.stamp.batch);
         self.proven = self.proven.max(found.stamp.batch);
-        true
+        Ok(true)
     }
 
     /// A record that counts.
@@ -364,7 +366,7 @@ impl Replay<'_> {
 impl Recovered {
     /// Keeps damaged segments under a second name: in the log they are removed when all else in them is done.
     fn put_aside(&mut self, disk: &dyn Disk, paths: &Paths) -> Result<(), OpenError> {
-        if self.damaged.is_empty() {
+        if self.damaged.is_empty() && self.unclaimed.is_empty() {
             return Ok(());
         }
         let folder = &paths.damaged;
@@ -387,21 +389,25 @@ impl Recovered {
         sync(disk, folder)
     }
 
-    /// Strays are removed; with damage about they may belong to it, and are put aside.
+    /// Strays are removed; with damage about they may belong to it, and are put aside, as is what lies in `failed/` and
+    /// belongs to nothing.
     fn tidy_files(&mut self, disk: &dyn Disk, paths: &Paths) -> Result<(), OpenError> {
-        let stray = self.stray.iter().map(|name| paths.bodies.join(name));
-        let mut strays = stray.chain(self.unclaimed.iter().cloned()).peekable();
-        let is_any = strays.peek().is_some();
-        for path in strays {
-            match path.file_name().filter(|_| !self.damaged.is_empty()) {
-                None => remove_stray(disk, &path, &mut self.report),
-                Some(name) => {
-                    let moved = disk.rename(&path, &paths.damaged.join(name));
-                    moved.map_err(Failure::at(format!("putting aside {}", path.display())))?;
-                }
+        let put_aside = |path: &Path| {
+            let name = path.file_name().unwrap_or_default();
+            let moved = disk.rename(path, &paths.damaged.join(name));
+            moved.map_err(Failure::at(format!("putting aside {}", path.display())))
+        };
+        let is_kept = !self.damaged.is_empty();
+        for path in self.stray.iter().map(|name| paths.bodies.join(name)) {
+            match is_kept {
+                true => put_aside(&path)?,
+                false => remove_stray(disk, &path, &mut self.report),
             }
         }
-        if is_any && !self.damaged.is_empty() {
+        for path in &self.unclaimed {
+            put_aside(path)?;
+        }
+        if !self.unclaimed.is_empty() || is_kept && !self.stray.is_empty() {
             sync(disk, &paths.damaged)?;
         }
         for path in &self.unnamed {
@@ -450,18 +456,29 @@ fn remove_stray(disk: &dyn Disk, path: &Path, report: &mut Report) {
 
 /// The record at `offset` of a file of `end` octets, whose payload has `len`, or as many as it says itself. None where
 /// none can be.
-fn record_at(file: &dyn DiskFile, end: u64, offset: u64, len: Option<u32>) -> Option<Vec<u8>> {
+fn record_at(
+    file: &dyn DiskFile,
+    end: u64,
+    offset: u64,
+    len: Option<u32>,
+) -> io::Result<Option<Vec<u8>>> {
     let read = |len: u64| {
-        let ends = offset.checked_add(len)?;
-        let mut bytes = vec![0; usize::try_from(len).ok().filter(|_| ends <= end)?];
-        file.read_at(&mut bytes, offset).ok()?;
-        Some(bytes)
+        let is_there = offset.checked_add(len).is_some_and(|ends| ends <= end);
+        let len = usize::try_from(len).ok().filter(|_| is_there);
+        let read = len.map(|len| {
+            let mut bytes = vec![0; len];
+            file.read_at(&mut bytes, offset).map(|()| bytes)
+        });
+        read.transpose()
     };
     let len = match len {
-        Some(len) => len,
-        None => record::payload_len(&read(record::HEADER as u64)?)?,
+        Some(len) => Some(len),
+        None => read(record::HEADER as u64)?.and_then(|header| record::payload_len(&header)),
     };
-    read(record::HEADER as u64 + u64::from(len))
+    match len {
+        Some(len) => read(record::HEADER as u64 + u64::from(len)),
+        None => Ok(None),
+    }
 }
 
 fn octets(disk: &dyn Disk, paths: &Paths, number: u64) -> Result<Vec<u8>, OpenError> {

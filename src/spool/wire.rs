@@ -93,6 +93,7 @@ pub(super) fn write_progress(progress: &Progress) -> Vec<u8> {
         first: progress.first_deferral.map(|at| at.0),
         to: progress.rcpts.iter().map(StatusWire::new).collect(),
         sending: progress.sending.as_slice().into(),
+        doubtful: progress.doubtful.as_slice().into(),
     };
     serde_json::to_vec(&wire).expect("strings, numbers and lists can always be written")
 }
@@ -105,6 +106,7 @@ pub(super) fn read_progress(json: &[u8]) -> Result<Progress, String> {
         first_deferral: wire.first.map(UnixMillis),
         rcpts: wire.to.iter().map(StatusWire::read).collect::<Result<_, _>>()?,
         sending: wire.sending.into_owned(),
+        doubtful: wire.doubtful.into_owned(),
     })
 }
 
@@ -190,6 +192,8 @@ struct ProgressWire<'a> {
     to: Vec<StatusWire<'a>>,
     #[serde(default, skip_serializing_if = "is_none_of")]
     sending: Cow<'a, [u32]>,
+    #[serde(default, skip_serializing_if = "is_none_of")]
+    doubtful: Cow<'a, [u32]>,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -466,16 +466,29 @@ impl Writer {
     /// The segment is full: its index goes to its end, so that a start need not read it. All of it is synced then, as the
     /// next segment's header will say.
     fn seal(&mut self) -> Result<(), Failure> {
-        let Some(current) = &mut self.current else { return Ok(()) };
+        if !self.write_index()? {
+            self.sync()?;
+        }
+        self.current = None;
+        Ok(())
+    }
+
+    /// False where there is no room for it: a segment can do without.
+    fn write_index(&mut self) -> Result<bool, Failure> {
+        let Some(current) = &mut self.current else { return Ok(false) };
         let unsynced = u32::try_from(self.next.batch - self.next.void_from).unwrap_or(u32::MAX);
         let (segment, offset) = (current.number, current.len);
         let stamp = Stamp { key: self.next.key, segment, batch: self.next.batch, unsynced };
-        self.next.batch += 1;
         self.buffer.clear();
         record::encode_batch(&mut self.buffer, offset, &stamp, &[&Record::index(&current.summary)]);
         let path = self.shared.paths.segment(segment);
         let write = current.file.write_at(&self.buffer, offset);
-        write.map_err(Failure::at(format!("writing {}", path.display())))?;
+        match write.map_err(Failure::at(format!("writing {}", path.display()))) {
+            // The next header voids what there is of it.
+            Err(failure) if failure.is_full() => return Ok(false),
+            written => written?,
+        }
+        self.next.batch += 1;
         let sync = current.file.sync();
         sync.map_err(Failure::at(format!("syncing {}", path.display())))?;
         current.len += self.buffer.len() as u64;
@@ -484,8 +497,7 @@ impl Writer {
         self.next.void_from = self.next.batch;
         self.next.sealed = Some(Sealed { segment, offset });
         self.sync_by = None;
-        self.current = None;
-        Ok(())
+        Ok(true)
     }
 
     /// Makes the next segment and goes on in it. Its header voids what was tried and failed since the last sync, and
@@ -938,7 +950,7 @@ impl Changed {
                 if let Some(why) = step.refusal(state) {
                     return Err(SpoolError::Refused(*id, why));
                 }
-                Whereabouts::Log(step.state())
+                Whereabouts::Log(step.state(state))
             }
             // To be queued again, it is put again.
             (Change::Progress { .. }, Whereabouts::Files) => {
@@ -950,11 +962,16 @@ impl Changed {
             {
                 Whereabouts::Files
             }
-            (Change::Done, Whereabouts::Log(_) | Whereabouts::Files) => Whereabouts::Gone,
+            (Change::Done, Whereabouts::Log(_) | Whereabouts::Files)
+            | (Change::DoneInFiles, Whereabouts::Files) => Whereabouts::Gone,
+            (Change::DoneInFiles, Whereabouts::Log(_)) => {
+                return Err(SpoolError::Refused(*id, "it is queued already"));
+            }
             (
                 Change::Progress { .. }
                 | Change::Filed { .. }
                 | Change::Done
+                | Change::DoneInFiles
                 | Change::Note { .. }
                 | Change::Index,
                 _,

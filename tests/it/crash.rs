@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mailsluice::config;
-use mailsluice::envelope::{QueueState, RcptStatus};
+use mailsluice::envelope::QueueState;
 use mailsluice::spool::Spool as _;
 use mailsluice::spool::inspect::Inspection;
 use mailsluice::spool::log::Log;
@@ -413,9 +413,7 @@ impl Load {
             let spool = Inspection::open(&self.spool()).unwrap();
             for head in spool.heads() {
                 let id = head.id.to_string();
-                let rcpts = spool.read(head.id).unwrap().progress.rcpts;
-                let is_maybe_sent = |rcpt: &RcptStatus| matches!(rcpt, RcptStatus::Pending { last: Some(cause) } if cause.maybe_sent);
-                if rcpts.iter().any(is_maybe_sent) {
+                if !spool.read(head.id).unwrap().progress.doubtful.is_empty() {
                     maybe_sent.insert(id.clone());
                 }
                 if head.in_doubt {

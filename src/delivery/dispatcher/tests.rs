@@ -414,7 +414,7 @@ async fn a_message_that_was_held_meanwhile_is_not_sent() {
     let progress = stand.spool.open(ID).await.unwrap().progress;
     stand.apply(Op::Hold { id: ID, progress }).await;
     let ended = attempt(Arc::clone(&shared), fake.clone(), ID, Pass::Free).await;
-    assert!(matches!(ended, Ended::Done));
+    assert!(matches!(ended, Ended::Held));
     stand.apply(Op::Delete { id: ID }).await;
     let ended = attempt(shared, fake.clone(), ID, Pass::Free).await;
     assert!(matches!(ended, Ended::Done));
@@ -427,4 +427,56 @@ async fn an_attempt_that_panicked_is_in_doubt_like_a_lost_answer() {
     let calls = stand.run(&[Play::Panic], Stand::is_done).await;
     assert_eq!(parts(&calls), [[0, 1], [0, 1]]);
     assert_eq!(stand.in_doubt(), 2);
+}
+
+#[tokio::test]
+async fn two_messages_whose_answers_are_lost_are_sent_twice_at_most() {
+    let stand = Stand::new().await;
+    let other = Envelope { id: SpoolId::from_u128(2), ..envelope() };
+    stand.apply(Op::Put { envelope: other, body: Staged::Memory(b"hi".to_vec()) }).await;
+    let calls = stand
+        .run(&[Play::Lose; 40], |stand, calls| {
+            let all_held = stand.spool.heads(None, 9).iter().all(|h| h.state == QueueState::Held);
+            all_held || calls.len() > 6
+        })
+        .await;
+    let n = calls.len();
+    let progress = stand.spool.open(ID).await.unwrap().progress;
+    let other = stand.spool.open(SpoolId::from_u128(2)).await.unwrap().progress;
+    assert!(n <= 4, "{n} copies of two messages; {progress:?} {other:?}");
+}
+
+#[tokio::test]
+async fn a_450_settles_no_doubt() {
+    let stand = Stand::new().await;
+    let script = [Play::Lose, Play::Later, Play::Lose, Play::Later, Play::Lose];
+    let over = |stand: &Stand, _: &[Call]| matches!(stand.state(), None | Some(QueueState::Held));
+    let calls = stand.run(&script, over).await;
+    assert_eq!((stand.state(), calls.len()), (Some(QueueState::Held), 3));
+}
+
+#[tokio::test]
+async fn trouble_at_another_part_settles_no_doubt() {
+    let stand = Stand::left(&[0, 1]).await;
+    let script = [Play::Take, Play::Trouble, Play::Lose];
+    let over = |stand: &Stand, _: &[Call]| matches!(stand.state(), None | Some(QueueState::Held));
+    // Only what one attempt marks is in doubt: both here.
+    let calls = stand.run_parts(1, &script, over).await;
+    assert_eq!(
+        (stand.state(), parts(&calls)),
+        (Some(QueueState::Held), vec![&[0][..], &[1], &[1]])
+    );
+}
+
+#[tokio::test]
+async fn a_doubt_is_sent_once_more_however_old() {
+    let stand = Stand::new().await;
+    let mut progress = stand.spool.open(ID).await.unwrap().progress;
+    progress.sending = vec![0, 1];
+    progress.first_deferral = Some(UnixMillis(clock::wall().0 - 4_000_000));
+    stand.apply(Op::Attempt { id: ID, progress }).await;
+    let stand = stand.restarted().await;
+    let over = |stand: &Stand, _: &[Call]| matches!(stand.state(), None | Some(QueueState::Failed));
+    let calls = stand.run(&[], over).await;
+    assert_eq!((stand.state(), calls.len()), (None, 1));
 }

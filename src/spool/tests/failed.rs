@@ -213,14 +213,22 @@ async fn damaged_files_are_reported_and_kept() {
 }
 
 #[tokio::test]
-async fn a_content_without_its_json_is_removed() {
-    let dir = TempDir::new().unwrap();
-    drop(open(&dir).await);
-    fs::write(path(&dir, 1, "eml"), b"x").unwrap();
+async fn a_content_whose_json_is_lost_is_put_aside_and_said() {
+    let (dir, log, _) = with_filed(b"hello").await;
+    // Nothing of it is in the log any more.
+    let mib = vec![b'x'; 1024 * 1024];
+    for n in 2..=140 {
+        log.apply(vec![put(n, &mib), done(n)], Durability::Lazy).await.unwrap();
+    }
+    drop(log);
+    fs::remove_file(path(&dir, 1, "json")).unwrap();
     fs::write(dir.path().join("spool/failed/notes.txt"), b"of the operator").unwrap();
     let (_log, report) = open(&dir).await;
-    assert_eq!(report, Report { strays: 1, ..Report::default() });
+    assert_eq!((report.messages, report.damaged.len()), (0, 1), "{report:?}");
+    assert!(report.damaged[0].contains(".json is missing"), "{report:?}");
     assert_eq!(files(&dir, FOLDER).len(), 1);
+    let kept = dir.path().join("spool/damaged").join(format!("{}.eml", id(1)));
+    assert_eq!(fs::read(kept).unwrap(), b"Received: from app\r\nhello");
 }
 
 #[tokio::test]
@@ -338,4 +346,55 @@ async fn a_done_mark_stays_as_long_as_the_files() {
     until(|| files(&dir, FOLDER).is_empty()).await;
     durable(&log, vec![put(100, b"x")]).await;
     until(|| segments(&dir).len() == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_queued_again_while_old_messages_go_stays() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir).await;
+    const N: u128 = 300;
+    for n in 1..=N {
+        log.apply(vec![put(n, b"hello"), fail(n)], Durability::Lazy).await.unwrap();
+    }
+    for n in 1..=N {
+        filed(&log, n).await;
+    }
+    let shared = Arc::clone(&log.shared);
+    let later = crate::clock::wall().plus(Duration::from_secs(1));
+    let expire = tokio::task::spawn_blocking(move || crate::spool::failed::expire(&shared, later));
+    until(|| log.heads(None, 1)[0].id != id(1)).await;
+    log.apply(vec![requeue(N, 0)], Durability::Durable).await.unwrap();
+    expire.await.unwrap();
+    assert_eq!(ids(&log), [N], "it was queued again, durably");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_that_queue_a_filed_message_again_at_once_one_is_refused() {
+    let (_dir, log, _) = with_filed(&vec![b'y'; 2_000_000]).await;
+    let again = || async {
+        let queued = log.apply(vec![requeue(1, 4)], Durability::Lazy).await;
+        if queued.is_ok() {
+            log.apply(vec![update(1, 5)], Durability::Lazy).await.unwrap();
+        }
+        queued
+    };
+    let (one, two) = tokio::join!(again(), again());
+    let refused = [one, two].into_iter().filter_map(Result::err).collect::<Vec<_>>();
+    assert!(matches!(refused[..], [SpoolError::Refused(..)]), "{refused:?}");
+    assert_eq!(log.open(id(1)).await.unwrap().progress, progress(5), "its progress counts");
+}
+
+#[tokio::test]
+async fn one_that_cannot_be_read_now_keeps_no_other_from_being_filed() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir).await;
+    let body = stage(&log, &vec![b'x'; 1_100_000]).await;
+    durable(&log, vec![Op::Put { envelope: envelope(1), body }, put(2, b"hello")]).await;
+    let file = files(&dir, "bodies").remove(0);
+    fs::remove_file(&file).unwrap();
+    // ELOOP: neither missing nor another content.
+    std::os::unix::fs::symlink(&file, &file).unwrap();
+    durable(&log, vec![fail(1), fail(2)]).await;
+    log.shared.wait_until_filed();
+    assert!(is_in_log(&log, 1) && !is_in_log(&log, 2));
 }

@@ -422,6 +422,7 @@ async fn a_message_comes_back_to_the_octet_after_a_restart() {
             RcptStatus::Failed(Cause { words: words(b"550 \xc3"), ..cause }),
         ],
         sending: vec![0, 1],
+        doubtful: vec![0],
     };
     let content = b"Subject: x\r\n\r\n\x00\xff\r\n".to_vec();
     let (log, report) = open(&dir).await;
@@ -1489,7 +1490,10 @@ impl Model {
         use QueueState::{Failed, Held, Queued};
         let progress = progress(attempts);
         let (op, allowed, state) = match random.below(9) {
-            0 => (Op::Update { id, progress }, kept.state != Failed, Queued),
+            0 => {
+                let state = if kept.state == Held { Held } else { Queued };
+                (Op::Update { id, progress }, kept.state != Failed, state)
+            }
             1 => (Op::Hold { id, progress }, kept.state != Failed, Held),
             2 => (Op::Fail { id, progress }, kept.state != Failed, Failed),
             3 => (Op::Requeue { id, progress }, kept.state != Queued, Queued),

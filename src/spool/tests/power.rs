@@ -181,7 +181,11 @@ impl Request {
                 Change::Attempt(n, attempts)
                 | Change::Requeue(n, attempts)
                 | Change::Release(n, attempts) => (n, QueueState::Queued, attempts),
-                Change::Update(n, attempts) => (n, QueueState::Queued, attempts),
+                // It does not undo a hold.
+                Change::Update(n, attempts) => match model.get(n).map(|message| message.state) {
+                    Some(QueueState::Held) => (n, QueueState::Held, attempts),
+                    _ => (n, QueueState::Queued, attempts),
+                },
                 Change::Hold(n, attempts) => (n, QueueState::Held, attempts),
                 Change::Fail(n, attempts) => (n, QueueState::Failed, attempts),
             };
@@ -996,10 +1000,7 @@ fn random_steps(random: &mut Random) -> Vec<Step> {
                         into(Queued);
                         Change::Requeue(n, attempts)
                     }
-                    (9, Some((n, Queued | Held))) => {
-                        into(Queued);
-                        Change::Update(n, attempts)
-                    }
+                    (9, Some((n, Queued | Held))) => Change::Update(n, attempts),
                     (10, Some((n, _))) => {
                         known.remove(at);
                         Change::Delete(n)
@@ -1160,6 +1161,13 @@ fn short_steps(large: usize) -> Vec<Step> {
         one(lazily(vec![Change::Fail(3, 3), message(9, 300)])),
         one(durably(vec![Change::Done(4), message(10, 100)])),
         one(lazily(vec![Change::Done(6)])),
+        Step::Settle,
+        one(durably(vec![Change::Requeue(3, 1)])),
+        Step::Settle,
+        one(durably(vec![Change::Fail(3, 4)])),
+        Step::Settle,
+        one(durably(vec![Change::Done(3)])),
+        Step::Settle,
     ]
 }
 
