@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::record::{self, ALIGN, Fields, Found};
+use super::record::{self, ALIGN, Fields, Found, NUMBERS};
 use crate::clock;
 use crate::envelope::SpoolId;
 
@@ -84,13 +84,18 @@ impl Header {
         if magic != MAGIC || crc != Self::checksum(header) {
             return None;
         }
-        Some(Self {
+        let header = Self {
             version,
             number: fields.u64()?,
             key: fields.u64()?,
             first_batch: fields.u64()?,
             void_from: fields.u64()?,
-        })
+        };
+        // No start writes another.
+        let is_possible = 1 <= header.void_from
+            && header.void_from <= header.first_batch
+            && header.first_batch <= NUMBERS;
+        is_possible.then_some(header)
     }
 
     fn checksum(header: &[u8; HEADER]) -> u32 {
@@ -125,7 +130,7 @@ pub(super) fn spare(number: u64) -> String {
 
 /// The number in a name that [`spare`] made.
 pub(super) fn parse_spare(text: &str) -> Option<u64> {
-    u64::from_str_radix(text.strip_prefix(SPARE)?, 16).ok()
+    parse_number(text.strip_prefix(SPARE)?)
 }
 
 pub(super) fn name(number: u64) -> String {
@@ -134,8 +139,12 @@ pub(super) fn name(number: u64) -> String {
 
 /// The number in a name that [`name`] made.
 pub(super) fn parse_name(text: &str) -> Option<u64> {
-    let number = u64::from_str_radix(text.strip_suffix(".seg")?, 16).ok()?;
+    let number = parse_number(text.strip_suffix(".seg")?)?;
     (name(number) == text).then_some(number)
+}
+
+fn parse_number(text: &str) -> Option<u64> {
+    u64::from_str_radix(text, 16).ok().filter(|number| *number <= NUMBERS)
 }
 
 /// A whole batch of a segment.
