@@ -20,8 +20,8 @@ pub(super) struct Index {
     pub(super) segments: BTreeMap<u64, Segment>,
     slots: Slots,
     files: BTreeMap<SpoolId, FileRef>,
-    /// Octets of the side files.
-    in_files: u64,
+    /// Octets of the side files, as their records have it: a sum of those can be too long for 64 bits.
+    in_files: u128,
     notes: BTreeMap<Box<str>, Note>,
     /// Octets of the spares.
     pub(super) spares: u64,
@@ -211,10 +211,12 @@ impl Index {
 
     /// Octets on disk.
     pub(super) fn used(&self) -> u64 {
-        self.in_files
-            + self.spares
-            + self.failed.octets()
-            + self.segments.values().map(|segment| segment.len).sum::<u64>()
+        let in_files = u64::try_from(self.in_files).unwrap_or(u64::MAX);
+        self.segments
+            .values()
+            .map(|segment| segment.len)
+            .chain([self.spares, self.failed.octets()])
+            .fold(in_files, u64::saturating_add)
     }
 
     /// The state of a message in the log.
@@ -251,7 +253,7 @@ impl Index {
             Change::Put { head, file } => {
                 let gone = self.remove(id);
                 if let Some(file) = file {
-                    self.in_files += file.len;
+                    self.in_files += u128::from(file.len);
                     self.files.insert(id, file.clone());
                 }
                 let Head { id: _, state, due, size, pending, attempts, in_doubt: _ } = *head;
@@ -433,7 +435,7 @@ impl Index {
         self.release_packed(Some(entry.put));
         self.release_packed(entry.progress);
         let file = self.files.remove(&id)?;
-        self.in_files = self.in_files.saturating_sub(file.len);
+        self.in_files = self.in_files.saturating_sub(file.len.into());
         Some(file)
     }
 

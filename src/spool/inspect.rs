@@ -199,7 +199,7 @@ impl Inspection {
         }
         for (_, file) in self.found.index.files() {
             totals.files += 1;
-            totals.file_octets += file.len;
+            totals.file_octets = totals.file_octets.saturating_add(file.len);
         }
         totals
     }

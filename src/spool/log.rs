@@ -194,7 +194,7 @@ impl Log {
     }
 
     /// Lets the threads end.
-    fn end(&self) -> Vec<JoinHandle<()>> {
+    pub(super) fn end(&self) -> Vec<JoinHandle<()>> {
         self.shared.filer.close();
         self.shared.queue.close();
         mem::take(&mut *lock(&self.threads))

@@ -90,6 +90,10 @@ mod side_file;
 mod wire;
 mod writer;
 
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "what goes wrong here is what it looks for")]
+pub mod fuzz;
+
 #[cfg(test)]
 mod tests;
 

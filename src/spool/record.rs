@@ -40,8 +40,11 @@ use crate::envelope::{Envelope, Head, Progress, QueueState, SpoolId, UnixMillis}
 pub const HEADER: usize = 48;
 /// Records start at multiples of this.
 pub const ALIGN: usize = 16;
+/// No number of a batch or a segment comes near, at any pace. One that is higher was never given, so that there is always
+/// a next one.
+pub(super) const NUMBERS: u64 = 1 << 62;
 
-const MAGIC: [u8; 4] = *b"\xf7msr";
+pub(super) const MAGIC: [u8; 4] = *b"\xf7msr";
 const FLAG_LAST: u8 = 1;
 const FLAG_SIDE_FILE: u8 = 2;
 /// Octets of a `Put` before its JSON, of a change of progress before its JSON.
@@ -457,7 +460,8 @@ pub fn decode(bytes: &[u8], offset: u64, segment: u64, key: Option<u64>) -> Opti
     let index = fields.u32()?;
     let [kind, flags, _, _] = fields.take()?;
     let unsynced = fields.u32()?;
-    if stamp_segment != segment || key.is_some_and(|key| key != stamp_key) {
+    let is_ours = stamp_segment == segment && key.is_none_or(|key| key == stamp_key);
+    if !is_ours || !(1..=NUMBERS).contains(&batch) {
         return None;
     }
     let end = HEADER.checked_add(usize::try_from(len).ok()?)?;
@@ -696,7 +700,7 @@ fn len_on_disk(payload: usize) -> usize {
 }
 
 /// The position is part of it: a copy of a record, in a content that is a copy of a segment, is not a record.
-fn checksum(offset: u64, bytes: &[u8]) -> u32 {
+pub(super) fn checksum(offset: u64, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&offset.to_le_bytes()), bytes)
 }
 

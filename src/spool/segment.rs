@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::record::{self, ALIGN, Fields, Found};
+use super::record::{self, ALIGN, Fields, Found, NUMBERS};
 use crate::clock;
 use crate::envelope::SpoolId;
 
@@ -98,7 +98,10 @@ impl Header {
         let (number, key, first_batch, void_from) = (next()?, next()?, next()?, next()?);
         let sealed = Sealed { segment: next()?, offset: next()? };
         let sealed = Some(sealed).filter(|sealed| sealed.offset > 0);
-        Some(Self { version, number, key, first_batch, void_from, sealed })
+        // No start writes another.
+        let is_possible = 1 <= void_from && void_from <= first_batch && first_batch <= NUMBERS;
+        let header = Self { version, number, key, first_batch, void_from, sealed };
+        is_possible.then_some(header)
     }
 
     fn checksum(header: &[u8; HEADER]) -> u32 {
@@ -133,7 +136,7 @@ pub(super) fn spare(number: u64) -> String {
 
 /// The number in a name that [`spare`] made.
 pub(super) fn parse_spare(text: &str) -> Option<u64> {
-    u64::from_str_radix(text.strip_prefix(SPARE)?, 16).ok()
+    parse_number(text.strip_prefix(SPARE)?)
 }
 
 pub(super) fn name(number: u64) -> String {
@@ -142,8 +145,12 @@ pub(super) fn name(number: u64) -> String {
 
 /// The number in a name that [`name`] made.
 pub(super) fn parse_name(text: &str) -> Option<u64> {
-    let number = u64::from_str_radix(text.strip_suffix(".seg")?, 16).ok()?;
+    let number = parse_number(text.strip_suffix(".seg")?)?;
     (name(number) == text).then_some(number)
+}
+
+fn parse_number(text: &str) -> Option<u64> {
+    u64::from_str_radix(text, 16).ok().filter(|number| *number <= NUMBERS)
 }
 
 /// A whole batch of a segment.

@@ -4,14 +4,14 @@ use super::*;
 
 const FOLDER: &str = "failed";
 
-fn fail(n: u128) -> Op {
+pub(super) fn fail(n: u128) -> Op {
     let cause = Cause::new(Scope::Recipient, outcome::Stage::Rcpt, "550 no such user");
     let failed = RcptStatus::Failed(cause);
     let rcpts = vec![failed.clone(), failed];
     Op::Fail { id: id(n), progress: Progress { rcpts, ..progress(3) } }
 }
 
-fn requeue(n: u128, attempts: u16) -> Op {
+pub(super) fn requeue(n: u128, attempts: u16) -> Op {
     Op::Requeue { id: id(n), progress: progress(attempts) }
 }
 
@@ -27,7 +27,7 @@ fn is_in_log(log: &Log, n: u128) -> bool {
     lock(&log.shared.index).get(id(n)).is_some()
 }
 
-async fn filed(log: &Log, n: u128) {
+pub(super) async fn filed(log: &Log, n: u128) {
     until(|| !is_in_log(log, n)).await;
 }
 

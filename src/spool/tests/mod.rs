@@ -23,6 +23,7 @@ use crate::smtp::params::{Notify, Ret};
 use crate::smtp::reply::EnhancedStatus;
 
 mod failed;
+mod fuzz;
 mod power;
 mod sim_disk;
 
