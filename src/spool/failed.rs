@@ -64,7 +64,7 @@ pub(super) struct Cabinet {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Filed {
     pub(super) head: Head,
-    /// When it failed.
+    /// When it was put there, which is soon after it failed.
     at: UnixMillis,
     /// Of the `.eml`, in octets.
     len: u64,
@@ -635,7 +635,7 @@ struct Eml {
 struct Sheet {
     format: u32,
     id: String,
-    /// When it failed, in milliseconds since 1970.
+    /// When it was put here, in milliseconds since 1970.
     failed: u64,
     eml: Eml,
     envelope: Value,

@@ -42,8 +42,8 @@
 //! names its segment, and a segment's number has a random half. The last spare is the reserve: it is used when the disk
 //! is full, so that what leaves the spool can still be marked; nothing is written again then. Where there is none, it
 //! is written in a quiet moment. On a file system that copies on write (btrfs, zfs) an overwrite takes space all the same:
-//! there `min_free` counts twice instead. A segment that was put aside for its damage is never overwritten, nor, by the same
-//! process, one of which a write or a sync failed.
+//! there `min_free` counts twice instead. A segment that was put aside for its damage is never overwritten, nor, by the
+//! same process, one of which a write or a sync failed.
 //!
 //! # What a start makes of it
 //!
@@ -60,6 +60,14 @@
 //!   cannot be read, or the header that names it, the segment is read like any other.
 //! - After a start a new segment is opened; its header voids what was dropped, so that it never comes to life later.
 //! - Side files without a record, all in `tmp/`, and `log/new-N` are removed; with damage about, the former go to `damaged/`.
+//! - A message that is in the log counts there, and what `failed/` has of it is removed: its filing came to nothing, or
+//!   it is queued again.
+//! - A `.json` in `failed/` of which the log knows nothing is a failed message. The log forgets a `Done` only when the
+//!   files are gone for good: so with a `Done` in the log the files are removed, and none comes back. The folder is
+//!   synced before anything is taken for gone.
+//! - A `.json` that cannot be read or is not what was written, and a `.eml` that is missing or has another length, are
+//!   reported and left where they are.
+//! - A `.eml` without `.json`, of which the log knows nothing, is reported and goes to `damaged/`.
 //!
 //! # When the disk fails
 //!

@@ -31,6 +31,7 @@
 //! is done later in the same segment are not in it.
 
 use std::collections::HashSet;
+use std::iter;
 
 use super::side_file::FileRef;
 use super::wire;
@@ -644,28 +645,33 @@ impl Found<'_> {
     }
 
     /// What an `Index` tells, in order, with the places of the records. None if this is no index, or none that was
-    /// written so.
-    pub(super) fn summary(&self) -> Option<Vec<(Place, Told)>> {
+    /// written so, or if it tells of anything behind itself.
+    pub(super) fn summary(&self) -> Option<impl Iterator<Item = (Place, Told)>> {
         if self.kind != Kind::Index as u8 {
             return None;
         }
-        let mut rest = Fields(self.payload.get(ID..)?);
-        let mut all = Vec::new();
+        let payload = self.payload.get(ID..)?;
+        let mut rest = Fields(payload);
         while !rest.0.is_empty() {
-            let Summed { kind, has_file, len, offset, fields, octets: _ } =
-                Summed::read(&mut rest)?;
-            let place = Place { offset, len, ..self.place };
-            let told = match has_file || kind == Kind::Note {
-                true => Told::Unread,
-                false => {
-                    let found = Found { kind: kind as u8, has_file, payload: fields, ..*self };
-                    let (id, change) = found.change().ok()?;
-                    Told::Change(id, change)
-                }
-            };
-            all.push((place, told));
+            let (place, _) = self.told(&mut rest)?;
+            if place.offset + place.len_on_disk() > self.place.offset {
+                return None;
+            }
         }
-        Some(all)
+        let mut rest = Fields(payload);
+        Some(iter::from_fn(move || self.told(&mut rest)))
+    }
+
+    /// What the next of an index tells.
+    fn told(&self, rest: &mut Fields<'_>) -> Option<(Place, Told)> {
+        let Summed { kind, has_file, len, offset, fields, octets: _ } = Summed::read(rest)?;
+        let place = Place { offset, len, ..self.place };
+        if has_file || kind == Kind::Note {
+            return Some((place, Told::Unread));
+        }
+        let found = Found { kind: kind as u8, has_file, payload: fields, ..*self };
+        let (id, change) = found.change().ok()?;
+        Some((place, Told::Change(id, change)))
     }
 
     /// The envelope of a `Put`, and where its content is.

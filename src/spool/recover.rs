@@ -269,14 +269,10 @@ impl Replay<'_> {
         let file = self.disk.open(&path).map_err(reading())?;
         let read = |offset, len| record_at(&*file, listed.len, offset, len).map_err(reading());
         let Some(bytes) = read(*offset, None)? else { return Ok(false) };
-        let found = record::decode(&bytes, *offset, number, self.key);
-        let Some((found, summary)) = found.and_then(|found| Some((found, found.summary()?))) else {
+        let Some(found) = record::decode(&bytes, *offset, number, self.key) else {
             return Ok(false);
         };
-        // Its checksum is right, and yet nobody should believe a length that cannot be.
-        if summary.iter().any(|(place, _)| place.offset + place.len_on_disk() > *offset) {
-            return Ok(false);
-        }
+        let Some(summary) = found.summary() else { return Ok(false) };
         self.missing_before(header.void_from);
         self.index.segments.entry(number).or_default().len = listed.len;
         for (place, told) in summary {

@@ -1245,7 +1245,7 @@ fn an_index_tells_what_counts_at_the_end_of_a_segment() {
     let mut octets = Vec::new();
     record::encode_batch(&mut octets, 4096, &stamp, &[&index]);
     let found = record::decode(&octets, 4096, 2, Some(1)).unwrap();
-    let told = found.summary().unwrap();
+    let told: Vec<_> = found.summary().unwrap().collect();
     // The first two are done with before the end.
     assert_eq!(told.iter().map(|(place, _)| *place).collect::<Vec<_>>(), places[2..]);
     for ((_, told), record) in told.iter().zip(&records[2..]) {
