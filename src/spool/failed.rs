@@ -757,7 +757,9 @@ impl Shared {
     pub(super) fn wait_until_filed(&self) {
         for round in 0.. {
             assert!(round < 5_000, "the filer does not come to rest");
-            let is_synced = lock(&self.index).failed.unsynced.is_empty();
+            // While nothing can be written, nothing more is filed.
+            let is_stuck = lock(&self.trouble).is_some();
+            let is_synced = is_stuck || lock(&self.index).failed.unsynced.is_empty();
             let state = lock(&self.filer.state);
             assert!(!state.is_closed, "the filer has ended");
             if is_synced && !state.is_rung && state.is_idle {

@@ -271,8 +271,7 @@ impl Index {
                 let place = self.claim(place);
                 let entry = self.entries.get_mut(&id)?;
                 let old = entry.progress.replace(place);
-                let state = step.state(entry.state);
-                entry.state = state;
+                entry.state = step.state();
                 entry.due = *due;
                 entry.pending = *pending;
                 entry.attempts = *attempts;
@@ -286,7 +285,7 @@ impl Index {
                     ) => Attempt::None,
                 };
                 self.release_packed(old);
-                self.failed.changed(id, state);
+                self.failed.changed(id, step.state());
                 None
             }
             Change::Filed { at, len } => {

@@ -168,13 +168,12 @@ impl Step {
         }
     }
 
-    /// Where a message is after it that was in `state`. What became of an attempt does not undo a hold that came
-    /// meanwhile.
-    pub(super) fn state(self, state: QueueState) -> QueueState {
-        match (self, state) {
-            (Self::Update, QueueState::Held) | (Self::Hold, _) => QueueState::Held,
-            (Self::Attempt | Self::Update | Self::Requeue | Self::Release, _) => QueueState::Queued,
-            (Self::Fail, _) => QueueState::Failed,
+    /// Where the message is after it.
+    pub(super) fn state(self) -> QueueState {
+        match self {
+            Self::Attempt | Self::Update | Self::Requeue | Self::Release => QueueState::Queued,
+            Self::Hold => QueueState::Held,
+            Self::Fail => QueueState::Failed,
         }
     }
 
@@ -348,6 +347,15 @@ impl Record {
     /// Octets it takes in a segment, padding included.
     pub fn len_on_disk(&self) -> usize {
         len_on_disk(self.payload.len() + self.content.len())
+    }
+
+    /// What became of an attempt does not undo a hold that came meanwhile: the record says both, for of the records
+    /// with a progress only the last is kept.
+    pub(super) fn keep_held(&mut self) {
+        if let Change::Progress { step: step @ Step::Update, .. } = &mut self.change {
+            *step = Step::Hold;
+            self.kind = Kind::Hold;
+        }
     }
 
     pub(super) fn is_filing(&self) -> bool {

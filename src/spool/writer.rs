@@ -324,8 +324,8 @@ impl Writer {
         changed.messages.reserve(requests.len());
         let mut answers = Vec::new();
         let index = lock(&self.shared.index);
-        for request in requests {
-            match changed.admit(&index, &request.records) {
+        for mut request in requests {
+            match changed.admit(&index, &mut request.records) {
                 // It asked for what came before it to be decided.
                 Ok(()) if request.records.is_empty() => answers.push((request, Ok(()))),
                 Ok(()) => batch.push(request),
@@ -897,15 +897,16 @@ enum Whereabouts {
 
 impl Changed {
     /// Whether `records` can be written after those of the batch so far: then what they do is part of this.
-    fn admit(&mut self, index: &Index, records: &[Record]) -> Result<(), SpoolError> {
+    fn admit(&mut self, index: &Index, records: &mut [Record]) -> Result<(), SpoolError> {
         let mut before = Vec::new();
         let mut notes = HashMap::new();
         let mut admitted = Ok(());
+        let is_alone = records.len() == 1;
         for record in records {
             admitted = self.admit_one(index, record).map(|(old, note)| {
                 notes.extend(note);
                 // One alone leaves nothing to take back.
-                if records.len() > 1 {
+                if !is_alone {
                     before.extend(old);
                 }
             });
@@ -929,17 +930,20 @@ impl Changed {
     }
 
     /// Returns where the message was before, or the name of a note and whether it is there now.
-    fn admit_one(&mut self, index: &Index, record: &Record) -> Result<Before, SpoolError> {
-        let Record { id, change, .. } = record;
-        if let Change::Note { key, bytes } = change {
+    fn admit_one(&mut self, index: &Index, record: &mut Record) -> Result<Before, SpoolError> {
+        if let Change::Note { key, bytes } = &record.change {
             return Ok((None, Some((key.clone(), !bytes.is_empty()))));
         }
-        let known = self.messages.get(id).copied();
-        let is = known.unwrap_or_else(|| match index.state(*id) {
+        let known = self.messages.get(&record.id).copied();
+        let is = known.unwrap_or_else(|| match index.state(record.id) {
             Some(state) => Whereabouts::Log(state),
-            None if index.failed.contains(*id) => Whereabouts::Files,
+            None if index.failed.contains(record.id) => Whereabouts::Files,
             None => Whereabouts::Gone,
         });
+        if is == Whereabouts::Log(QueueState::Held) {
+            record.keep_held();
+        }
+        let Record { id, change, .. } = &*record;
         let after = match (change, is) {
             (Change::Put { head, .. }, Whereabouts::Gone) => Whereabouts::Log(head.state),
             (Change::Put { .. }, Whereabouts::Log(_) | Whereabouts::Files) => {
@@ -950,7 +954,7 @@ impl Changed {
                 if let Some(why) = step.refusal(state) {
                     return Err(SpoolError::Refused(*id, why));
                 }
-                Whereabouts::Log(step.state(state))
+                Whereabouts::Log(step.state())
             }
             // To be queued again, it is put again.
             (Change::Progress { .. }, Whereabouts::Files) => {

@@ -602,6 +602,24 @@ async fn what_does_not_fit_the_state_of_a_message_is_refused_and_changes_nothing
 }
 
 #[tokio::test]
+async fn an_outcome_does_not_undo_a_hold_not_even_when_the_record_of_that_is_gone() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir).await;
+    durable(&log, vec![put(1, b"hello"), Op::Hold { id: id(1), progress: progress(1) }]).await;
+    durable(&log, vec![update(1, 2)]).await;
+    let states = |log: &Log| log.heads(None, 9).iter().map(|h| h.state).collect::<Vec<_>>();
+    assert_eq!(states(&log), [QueueState::Held]);
+    let attempt = log.apply(vec![attempt(1, 3, &[0])], Durability::Durable).await;
+    assert!(matches!(attempt, Err(SpoolError::Refused(..))), "{attempt:?}");
+    let place = lock(&log.shared.index).get(id(1)).unwrap().progress.unwrap();
+    let record = log.shared.files().record_again(id(1), place).unwrap();
+    assert!(matches!(record.change, record::Change::Progress { step: record::Step::Hold, .. }));
+    drop(log);
+    let (log, _) = open(&dir).await;
+    assert_eq!((states(&log), log.heads(None, 9)[0].attempts), (vec![QueueState::Held], 2));
+}
+
+#[tokio::test]
 async fn the_last_value_of_a_note_is_there_until_it_is_taken_away() {
     let dir = TempDir::new().unwrap();
     let disk = TestDisk::new();
