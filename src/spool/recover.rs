@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tracing::warn;
 
 use super::Failure;
-use super::disk::{self, Disk, DiskFile};
+use super::disk::{Disk, DiskFile};
 use super::failed::Found;
 use super::index::Index;
 use super::log::{OpenError, Paths, Report};
@@ -81,6 +81,7 @@ pub(super) fn read(disk: &dyn Disk, paths: &Paths, depth: Depth) -> Result<Recov
         index: Index::new(failed.cabinet()),
         report: Report::default(),
         key: headers.first().map(|header| header.key),
+        buffer: Vec::new(),
         indexes: sealed.map(|sealed| (sealed.segment, sealed.offset)).collect(),
         expected: None,
         highest: 0,
@@ -182,6 +183,7 @@ struct Replay<'a> {
     index: Index,
     report: Report,
     key: Option<u64>,
+    buffer: Vec<u8>,
     /// Where segments that are full have their index.
     indexes: BTreeMap<u64, u64>,
     /// The number of the next batch that counts; unknown before the first.
@@ -198,12 +200,26 @@ struct Replay<'a> {
 
 impl Replay<'_> {
     fn segment(&mut self, listed: &Listed, later: &[Listed]) -> Result<(), OpenError> {
-        let number = listed.number;
-        if self.by_index(listed)? {
-            return Ok(());
+        // One buffer for all: the allocator would keep the room of many.
+        let mut bytes = mem::take(&mut self.buffer);
+        let is_known = self.by_index(listed, &mut bytes)?;
+        if !is_known {
+            self.by_records(listed, later, &mut bytes)?;
         }
-        let bytes = octets(self.disk, self.paths, number)?;
-        let scan = segment::scan(&bytes, number, self.key);
+        self.buffer = bytes;
+        Ok(())
+    }
+
+    /// Reads all of the segment into `bytes`, and takes what its records say.
+    fn by_records(
+        &mut self,
+        listed: &Listed,
+        later: &[Listed],
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), OpenError> {
+        let number = listed.number;
+        octets_into(self.disk, self.paths, number, bytes)?;
+        let scan = segment::scan(bytes, number, self.key);
         self.index.segments.entry(number).or_default().len = listed.len;
         self.key = self.key.or(scan.key);
         self.highest = self.highest.max(scan.highest);
@@ -259,7 +275,7 @@ impl Replay<'_> {
 
     /// Takes what the index of the segment tells; false where it has none that can be read. All of the segment was synced
     /// before it got one.
-    fn by_index(&mut self, listed: &Listed) -> Result<bool, OpenError> {
+    fn by_index(&mut self, listed: &Listed, bytes: &mut Vec<u8>) -> Result<bool, OpenError> {
         let number = listed.number;
         let (Some(header), Some(offset)) = (listed.header, self.indexes.get(&number)) else {
             return Ok(false);
@@ -267,9 +283,11 @@ impl Replay<'_> {
         let path = self.paths.segment(number);
         let reading = || Failure::at(format!("reading {}", path.display()));
         let file = self.disk.open(&path).map_err(reading())?;
-        let read = |offset, len| record_at(&*file, listed.len, offset, len).map_err(reading());
-        let Some(bytes) = read(*offset, None)? else { return Ok(false) };
-        let Some(found) = record::decode(&bytes, *offset, number, self.key) else {
+        let read = |offset, len, bytes: &mut Vec<u8>| {
+            record_at(&*file, listed.len, offset, len, bytes).map_err(reading())
+        };
+        read(*offset, None, bytes)?;
+        let Some(found) = record::decode(bytes, *offset, number, self.key) else {
             return Ok(false);
         };
         let Some(summary) = found.summary() else { return Ok(false) };
@@ -279,7 +297,8 @@ impl Replay<'_> {
             let change = match told {
                 Told::Change(id, change) => Ok((id, change)),
                 Told::Unread => {
-                    let bytes = read(place.offset, Some(place.len))?.unwrap_or_default();
+                    let mut bytes = Vec::new();
+                    read(place.offset, Some(place.len), &mut bytes)?;
                     let found = record::decode(&bytes, place.offset, number, self.key);
                     found.ok_or("the record cannot be read".to_owned()).and_then(|f| f.change())
                 }
@@ -450,37 +469,54 @@ fn remove_stray(disk: &dyn Disk, path: &Path, report: &mut Report) {
     }
 }
 
-/// The record at `offset` of a file of `end` octets, whose payload has `len`, or as many as it says itself. None where
-/// none can be.
+/// Reads the record at `offset` of a file of `end` octets, whose payload has `len`, or as many as it says itself. Nothing
+/// where none can be.
 fn record_at(
     file: &dyn DiskFile,
     end: u64,
     offset: u64,
     len: Option<u32>,
-) -> io::Result<Option<Vec<u8>>> {
-    let read = |len: u64| {
+    bytes: &mut Vec<u8>,
+) -> io::Result<()> {
+    let mut read = |len: u64| {
+        bytes.clear();
         let is_there = offset.checked_add(len).is_some_and(|ends| ends <= end);
-        let len = usize::try_from(len).ok().filter(|_| is_there);
-        let read = len.map(|len| {
-            let mut bytes = vec![0; len];
-            file.read_at(&mut bytes, offset).map(|()| bytes)
-        });
-        read.transpose()
+        if let Some(len) = usize::try_from(len).ok().filter(|_| is_there) {
+            bytes.resize(len, 0);
+            file.read_at(bytes, offset)?;
+        }
+        Ok(record::payload_len(bytes))
     };
     let len = match len {
         Some(len) => Some(len),
-        None => read(record::HEADER as u64)?.and_then(|header| record::payload_len(&header)),
+        None => read(record::HEADER as u64)?,
     };
     match len {
-        Some(len) => read(record::HEADER as u64 + u64::from(len)),
-        None => Ok(None),
+        Some(len) => read(record::HEADER as u64 + u64::from(len)).map(drop),
+        None => Ok(()),
     }
 }
 
 fn octets(disk: &dyn Disk, paths: &Paths, number: u64) -> Result<Vec<u8>, OpenError> {
+    let mut bytes = Vec::new();
+    octets_into(disk, paths, number, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn octets_into(
+    disk: &dyn Disk,
+    paths: &Paths,
+    number: u64,
+    bytes: &mut Vec<u8>,
+) -> Result<(), OpenError> {
     let path = paths.segment(number);
-    let read = disk::read(disk, &path);
-    Ok(read.map_err(Failure::at(format!("reading {}", path.display())))?)
+    let mut read = || {
+        let file = disk.open(&path)?;
+        bytes.clear();
+        bytes.resize(usize::try_from(file.len()?).map_err(io::Error::other)?, 0);
+        file.read_at(bytes, 0)
+    };
+    Ok(read().map_err(Failure::at(format!("reading {}", path.display())))?)
 }
 
 fn sync(disk: &dyn Disk, folder: &Path) -> Result<(), OpenError> {
