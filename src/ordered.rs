@@ -8,6 +8,8 @@ use std::ops::Bound;
 
 /// Entries per chunk: few enough to move about, many enough that a chunk's own cost is nothing.
 const CHUNK: usize = 128;
+/// Entries that go to a neighbour at once.
+const SHIFT: usize = 16;
 
 /// Every operation is O(log n), and moves at most a chunk's worth of entries.
 #[derive(Clone, Debug)]
@@ -54,6 +56,11 @@ impl<K: Ord + Copy, V> OrderedMap<K, V> {
 
     /// Returns what was there under the key.
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
+        self.insert_or_split(key, value, false)
+    }
+
+    /// A chunk that is full shifts some entries to a neighbour, once; or else it is split.
+    fn insert_or_split(&mut self, key: K, value: V, has_shifted: bool) -> Option<V> {
         let is_last = self.chunks.last_key_value().is_none_or(|(last, _)| *last <= key);
         let Some((bound, chunk)) = self.chunks.range_mut(..=key).next_back() else {
             self.insert_below(key, value);
@@ -64,8 +71,8 @@ impl<K: Ord + Copy, V> OrderedMap<K, V> {
             Ok(at) => return chunk.get_mut(at).map(|(_, old)| std::mem::replace(old, value)),
             Err(at) => at,
         };
-        if chunk.len() == CHUNK && at < CHUNK && self.shift(bound) {
-            return self.insert(key, value);
+        if chunk.len() == CHUNK && at < CHUNK && !has_shifted && self.shift(bound) {
+            return self.insert_or_split(key, value, true);
         }
         let chunk = self.chunks.get_mut(&bound)?;
         self.len += 1;
@@ -92,19 +99,27 @@ impl<K: Ord + Copy, V> OrderedMap<K, V> {
         None
     }
 
-    /// Moves the first entries of a full chunk to the chunk before, as far as that has room: keys that come a little out
-    /// of order leave chunks nearly full. False where there is none.
+    /// Moves some entries of a full chunk to a neighbour that has room: keys that come a little out of order leave chunks
+    /// nearly full. False where there is none.
     fn shift(&mut self, bound: K) -> bool {
-        let Some((_, before)) = self.chunks.range_mut(..bound).next_back() else { return false };
-        let room = CHUNK - before.len();
-        if room == 0 {
-            return false;
+        let room = |chunk: &Vec<(K, V)>| (CHUNK - chunk.len()).min(SHIFT);
+        let before = self.chunks.range(..bound).next_back().map_or(0, |(_, chunk)| room(chunk));
+        let above = (Bound::Excluded(bound), Bound::Unbounded);
+        let after = self.chunks.range(above).next().map(|(key, chunk)| (*key, room(chunk)));
+        if before > 0 {
+            let Some(mut chunk) = self.chunks.remove(&bound) else { return false };
+            if let Some((_, lower)) = self.chunks.range_mut(..bound).next_back() {
+                lower.extend(chunk.drain(..before));
+            }
+            self.append(chunk);
+            return true;
         }
-        let Some(mut chunk) = self.chunks.remove(&bound) else { return false };
-        if let Some((_, before)) = self.chunks.range_mut(..bound).next_back() {
-            before.extend(chunk.drain(..room.div_ceil(2)));
+        let Some((key, room)) = after.filter(|(_, room)| *room > 0) else { return false };
+        let Some(mut upper) = self.chunks.remove(&key) else { return false };
+        if let Some(chunk) = self.chunks.get_mut(&bound) {
+            upper.splice(..0, chunk.drain(CHUNK - room..));
         }
-        self.append(chunk);
+        self.append(upper);
         true
     }
 
@@ -229,10 +244,10 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(1);
         let mut map = OrderedMap::new();
         for key in 0..100_000_u64 {
-            map.insert((key + random.u64(..500)) << 17 | key, ());
+            map.insert((key + random.u64(..100)) << 17 | key, ());
         }
         let least = map.len().div_ceil(CHUNK);
-        assert!(map.chunks.len() * 4 < least * 5, "{} chunks, at least {least}", map.chunks.len());
+        assert!(map.chunks.len() * 9 < least * 10, "{} chunks, at least {least}", map.chunks.len());
         assert!(map.iter().is_sorted());
     }
 
