@@ -208,7 +208,7 @@ impl Cabinet {
         self.ending.remove(&id).and_then(|ending| ending.mark)
     }
 
-    fn failed_before(&self, time: UnixMillis) -> Vec<SpoolId> {
+    pub(super) fn failed_before(&self, time: UnixMillis) -> Vec<SpoolId> {
         let old = self.filed.iter().filter(|(_, filed)| filed.at < time);
         old.map(|(id, _)| *id).collect()
     }
@@ -446,6 +446,10 @@ impl Expiry {
 /// Ends the messages that failed before `time`.
 pub(super) fn expire(shared: &Shared, time: UnixMillis) {
     let old = lock(&shared.index).failed.failed_before(time);
+    end_all(shared, old);
+}
+
+pub(super) fn end_all(shared: &Shared, old: Vec<SpoolId>) {
     for id in old {
         // It may have been queued again since.
         match ask(shared, Record::done_in_files(id)) {
