@@ -164,7 +164,9 @@ fn open(place: &Place) -> Result<(Inspection, PathBuf), Stop> {
         let code = match &error {
             InspectError::NotASpool(_) => super::EX_NOINPUT,
             InspectError::Open(OpenError::Locked { .. }) => super::EX_TEMPFAIL,
-            InspectError::Open(OpenError::Newer { .. } | OpenError::Io(..)) => super::EX_OSERR,
+            InspectError::Open(OpenError::OtherFormat { .. } | OpenError::Io(..)) => {
+                super::EX_OSERR
+            }
         };
         Stop::Said(code, error.to_string())
     })?;

@@ -52,8 +52,8 @@ pub struct Report {
 pub enum OpenError {
     /// Another process has it; what it wrote of itself.
     Locked { path: PathBuf, holder: String },
-    /// A later version of the program has written to it.
-    Newer { file: PathBuf, version: u32 },
+    /// Another version of the program has written to it.
+    OtherFormat { file: PathBuf, version: u32 },
     /// The operating system refused; what was being done.
     Io(String, io::Error),
 }
@@ -64,12 +64,14 @@ impl fmt::Display for OpenError {
             Self::Locked { path, holder } => {
                 write!(f, "the spool {} is in use by process {holder}", path.display())
             }
-            Self::Newer { file, version } => {
+            Self::OtherFormat { file, version } => {
                 let (file, ours) = (file.display(), segment::VERSION);
+                let other = if *version > ours { "a later" } else { "an earlier" };
                 write!(
                     f,
-                    "{file} was written by a later version of the program: its format is \
-                     {version}, this program reads up to {ours}"
+                    "{file} was written by {other} version of the program: its format is \
+                     {version}, this program reads {ours}; start that version again, or let it \
+                     deliver what is in the spool"
                 )
             }
             Self::Io(doing, error) => write!(f, "{doing}: {error}"),
@@ -81,7 +83,7 @@ impl std::error::Error for OpenError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Io(_, error) => Some(error),
-            Self::Locked { .. } | Self::Newer { .. } => None,
+            Self::Locked { .. } | Self::OtherFormat { .. } => None,
         }
     }
 }

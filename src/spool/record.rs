@@ -4,7 +4,8 @@
 //!
 //! ```text
 //!  0  magic                 4
-//!  4  CRC-32C               4   over the position in the segment and all that follows, payload included
+//!  4  CRC-32C               4   over the position in the segment, the rest of this header, and the CRC-32C of the
+//!                               payload, which is known before the position is
 //!  8  key of the spool      8   random: no content can look like a record
 //! 16  segment               8
 //! 24  batch                 8
@@ -209,9 +210,16 @@ pub struct Record {
     payload: Vec<u8>,
     /// The content of a `Put`, kept apart so that it is copied only once.
     content: Vec<u8>,
+    /// CRC-32C of both, worked out by who makes the record: the writer has enough to do.
+    crc: u32,
 }
 
 impl Record {
+    fn new(kind: Kind, id: SpoolId, change: Change, payload: Vec<u8>, content: Vec<u8>) -> Self {
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&payload), &content);
+        Self { kind, id, change, payload, content, crc }
+    }
+
     /// A message whose content is `content`.
     pub fn put(envelope: &Envelope, content: Vec<u8>) -> Self {
         Self::put_with(envelope, content, None)
@@ -241,7 +249,7 @@ impl Record {
         payload.extend_from_slice(&saturate(json.len()).to_le_bytes());
         payload.extend_from_slice(&json);
         let change = Change::Put { head, file };
-        Self { kind: Kind::Put, id: envelope.id, change, payload, content }
+        Self::new(Kind::Put, envelope.id, change, payload, content)
     }
 
     pub fn attempt(id: SpoolId, progress: &Progress) -> Self {
@@ -278,7 +286,7 @@ impl Record {
         payload.extend_from_slice(&wire::write_progress(progress));
         let change =
             Change::Progress { step, due: progress.due, pending, attempts: progress.attempts };
-        Self { kind: step.kind(), id, change, payload, content: Vec::new() }
+        Self::new(step.kind(), id, change, payload, Vec::new())
     }
 
     pub fn done(id: SpoolId) -> Self {
@@ -296,7 +304,7 @@ impl Record {
 
     fn gone(kind: Kind, id: SpoolId) -> Self {
         let payload = id.as_u128().to_be_bytes().to_vec();
-        Self { kind, id, change: Change::Done, payload, content: Vec::new() }
+        Self::new(kind, id, Change::Done, payload, Vec::new())
     }
 
     /// `Err` says why the note cannot be kept.
@@ -316,15 +324,14 @@ impl Record {
         payload.extend_from_slice(key.as_bytes());
         payload.extend_from_slice(&bytes);
         let change = Change::Note { key, bytes: bytes.into() };
-        Ok(Self { kind: Kind::Note, id: NO_MESSAGE, change, payload, content: Vec::new() })
+        Ok(Self::new(Kind::Note, NO_MESSAGE, change, payload, Vec::new()))
     }
 
     /// Of a whole segment.
     pub(super) fn index(summary: &Summary) -> Self {
         let mut payload = NO_MESSAGE.as_u128().to_be_bytes().to_vec();
         summary.write_to(&mut payload);
-        let (change, content) = (Change::Index, Vec::new());
-        Self { kind: Kind::Index, id: NO_MESSAGE, change, payload, content }
+        Self::new(Kind::Index, NO_MESSAGE, Change::Index, payload, Vec::new())
     }
 
     /// The same once more, to be written elsewhere.
@@ -332,7 +339,7 @@ impl Record {
         let kind = Kind::from_code(found.kind);
         let kind = kind.ok_or_else(|| format!("a record of kind {}", found.kind))?;
         let (id, change) = found.change()?;
-        Ok(Self { kind, id, change, payload: found.payload.to_vec(), content: Vec::new() })
+        Ok(Self::new(kind, id, change, found.payload.to_vec(), Vec::new()))
     }
 
     /// It lies in files since it failed, at `at`; `len` is that of its `.eml`.
@@ -341,7 +348,7 @@ impl Record {
         payload.extend_from_slice(&at.0.to_le_bytes());
         payload.extend_from_slice(&len.to_le_bytes());
         let change = Change::Filed { at, len };
-        Self { kind: Kind::Filed, id, change, payload, content: Vec::new() }
+        Self::new(Kind::Filed, id, change, payload, Vec::new())
     }
 
     /// Octets it takes in a segment, padding included.
@@ -391,9 +398,9 @@ impl Record {
         out.extend_from_slice(&index.to_le_bytes());
         out.extend_from_slice(&[self.kind as u8, last | side_file, 0, 0]);
         out.extend_from_slice(&stamp.unsynced.to_le_bytes());
+        let crc = checksum(offset, &out[start + 8..], self.crc);
         out.extend_from_slice(&self.payload);
         out.extend_from_slice(&self.content);
-        let crc = checksum(offset, &out[start + 8..]);
         out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
         out.resize(start + self.len_on_disk(), 0);
         Place { segment: stamp.segment, offset, len }
@@ -474,7 +481,8 @@ pub fn decode(bytes: &[u8], offset: u64, segment: u64, key: Option<u64>) -> Opti
         return None;
     }
     let end = HEADER.checked_add(usize::try_from(len).ok()?)?;
-    if checksum(offset, bytes.get(8..end)?) != crc {
+    let payload = bytes.get(HEADER..end)?;
+    if checksum(offset, bytes.get(8..HEADER)?, crc32c::crc32c(payload)) != crc {
         return None;
     }
     Some(Found {
@@ -484,7 +492,7 @@ pub fn decode(bytes: &[u8], offset: u64, segment: u64, key: Option<u64>) -> Opti
         is_last: flags & FLAG_LAST != 0,
         kind,
         has_file: flags & FLAG_SIDE_FILE != 0,
-        payload: bytes.get(HEADER..end)?,
+        payload,
     })
 }
 
@@ -714,8 +722,9 @@ fn len_on_disk(payload: usize) -> usize {
 }
 
 /// The position is part of it: a copy of a record, in a content that is a copy of a segment, is not a record.
-pub(super) fn checksum(offset: u64, bytes: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&offset.to_le_bytes()), bytes)
+pub(super) fn checksum(offset: u64, header: &[u8], payload: u32) -> u32 {
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&offset.to_le_bytes()), header);
+    crc32c::crc32c_append(crc, &payload.to_le_bytes())
 }
 
 /// Lengths are checked by [`Record::fits`] before anything is written.

@@ -151,9 +151,9 @@ fn list(disk: &dyn Disk, paths: &Paths) -> Result<Vec<Listed>, OpenError> {
         let (len, start) = read().map_err(Failure::at(format!("reading {}", path.display())))?;
         let header = Header::decode(&start);
         if let Some(Header { version, .. }) = header
-            && version > segment::VERSION
+            && version != segment::VERSION
         {
-            return Err(OpenError::Newer { file: path, version });
+            return Err(OpenError::OtherFormat { file: path, version });
         }
         let header = header.filter(|header| header.number == number);
         segments.push(Listed { number, len, header, is_foreign: false, proven: 0 });

@@ -8,8 +8,8 @@ use crate::envelope::SpoolId;
 
 /// Octets of the header; the first record follows.
 pub(super) const HEADER: usize = 64;
-/// What this program writes. A later version is refused.
-pub(super) const VERSION: u32 = 2;
+/// What this program reads and writes. Others are refused.
+pub(super) const VERSION: u32 = 3;
 
 /// How the names of files begin that are to become a segment, and of spares.
 pub(super) const UNNAMED: &str = "new-";

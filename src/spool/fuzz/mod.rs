@@ -181,7 +181,7 @@ pub fn replay(folder: &Path, octets: &[u8]) -> Vec<SpoolId> {
             }
             (log, report)
         }
-        (Err(OpenError::Newer { .. }), None) => return Vec::new(),
+        (Err(OpenError::OtherFormat { .. }), None) => return Vec::new(),
         (Err(error), _) => panic!("no start: {error}"),
         (Ok(_), None) => panic!("a start takes what is of a later version"),
     };
@@ -219,7 +219,7 @@ pub fn replay(folder: &Path, octets: &[u8]) -> Vec<SpoolId> {
 fn look(root: &Path) -> Option<(Report, Vec<(SpoolId, QueueState)>)> {
     let inspection = match Inspection::open(root) {
         Ok(inspection) => inspection,
-        Err(InspectError::Open(OpenError::Newer { .. })) => return None,
+        Err(InspectError::Open(OpenError::OtherFormat { .. })) => return None,
         Err(error) => panic!("it cannot be looked at: {error}"),
     };
     inspection.totals();

@@ -306,8 +306,8 @@ impl Layout {
         out.extend_from_slice(&self.index.to_le_bytes());
         out.extend_from_slice(&[kind, flags & ON_DISK, 0, 0]);
         out.extend_from_slice(&u32::from(unsynced).to_le_bytes());
+        let crc = record::checksum(start as u64, &out[start + 8..], crc32c::crc32c(&payload));
         out.extend_from_slice(&payload);
-        let crc = record::checksum(start as u64, &out[start + 8..]);
         let crc = crc ^ u32::from(flags & SPOILED != 0);
         out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
         self.pad();

@@ -1283,16 +1283,19 @@ fn an_index_tells_what_counts_at_the_end_of_a_segment() {
 }
 
 #[tokio::test]
-async fn the_format_of_a_later_version_is_refused() {
+async fn the_format_of_another_version_is_refused() {
     let dir = TempDir::new().unwrap();
     drop(open(&dir).await);
     let path = files(&dir, "log").pop().unwrap();
     let header = segment::Header::decode(&fs::read(&path).unwrap()).unwrap();
-    let later = segment::VERSION + 1;
-    fs::write(&path, segment::Header { version: later, ..header }.encode()).unwrap();
-    let refused = Log::open(&at(dir.path())).await.unwrap_err();
-    assert!(matches!(refused, OpenError::Newer { version, .. } if version == later), "{refused}");
-    assert_eq!(files(&dir, "log").len(), 1);
+    for (version, says) in [(segment::VERSION + 1, "a later"), (segment::VERSION - 1, "an earlier")]
+    {
+        fs::write(&path, segment::Header { version, ..header }.encode()).unwrap();
+        let refused = Log::open(&at(dir.path())).await.unwrap_err().to_string();
+        let says = format!("was written by {says} version of the program: its format is {version}");
+        assert!(refused.contains(&says), "{refused}");
+        assert_eq!(files(&dir, "log").len(), 1);
+    }
 }
 
 #[tokio::test]

@@ -1712,7 +1712,7 @@ fn a_second_daemon_and_a_later_version_leave_the_spool_as_it_is() {
         let names = |folder: &str| disk.names(&spool().path.join(folder)).unwrap();
         let before = ["log", "bodies", "tmp"].map(names);
         let refused = runtime.block_on(open_log(&disk));
-        assert!(matches!(refused, Err(OpenError::Newer { .. })));
+        assert!(matches!(refused, Err(OpenError::OtherFormat { .. })));
         assert_eq!(["log", "bodies", "tmp"].map(names), before);
         assert_eq!(disk.content(path).unwrap(), later);
     }
