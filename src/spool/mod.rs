@@ -95,6 +95,7 @@ mod index;
 mod recover;
 mod segment;
 mod side_file;
+mod teller;
 mod wire;
 mod writer;
 

@@ -16,6 +16,7 @@ use super::log::{Counted, Shared};
 use super::record::{self, Change, Place, Record, Stamp, Summary};
 use super::segment::{self, Header, Sealed};
 use super::side_file::Guard;
+use super::teller::Teller;
 use super::{Failure, SpoolError, lock};
 use crate::clock;
 use crate::envelope::{QueueState, SpoolId};
@@ -66,7 +67,7 @@ impl Request {
         self.records.iter().map(Record::len_on_disk).sum()
     }
 
-    fn answer(self, answer: Result<(), SpoolError>) {
+    pub(super) fn answer(self, answer: Result<(), SpoolError>) {
         let Self { records: _, files, is_durable: _, reply, held, permit } = self;
         if answer.is_ok() {
             files.into_iter().for_each(Guard::disarm);
@@ -224,6 +225,7 @@ pub(super) struct Writer {
     wrote_at: Instant,
     buffer: Vec<u8>,
     trouble: Option<Trouble>,
+    teller: Teller,
     /// Lets go of the spool when the thread ends.
     _lock: Lock,
 }
@@ -277,6 +279,7 @@ impl Writer {
             wrote_at: clock::now(),
             buffer: Vec::new(),
             trouble: None,
+            teller: Teller::start().map_err(Failure::at("starting spool-teller"))?,
             _lock: lock,
         };
         writer.count_spares();
@@ -404,7 +407,7 @@ impl Writer {
     }
 
     /// The batch counts: it goes into the index, and everyone is told.
-    fn count(&mut self, batch: Vec<Request>, places: Vec<Place>) {
+    fn count(&mut self, mut batch: Vec<Request>, places: Vec<Place>) {
         let mut index = lock(&self.shared.index);
         if let Some(current) = &self.current {
             index.segments.entry(current.number).or_default().len = current.len_on_disk();
@@ -422,14 +425,11 @@ impl Writer {
         } else {
             self.sync_by = self.sync_by.or_else(|| clock::now().checked_add(LAZY));
         }
-        let mut places = places.into_iter();
-        for mut request in batch {
-            let records = mem::take(&mut request.records);
-            request.answer(Ok(()));
-            if !is_synced {
-                self.unsynced.extend(records.into_iter().zip(&mut places));
-            }
+        if !is_synced {
+            let records = batch.iter_mut().flat_map(|request| mem::take(&mut request.records));
+            self.unsynced.extend(records.zip(places));
         }
+        self.teller.tell(batch);
     }
 
     fn refuse(&self, batch: Vec<Request>) {
