@@ -110,14 +110,22 @@ impl Cabinet {
         self.filing == Some(id)
     }
 
-    /// A message in the log has changed: it was put, or it has a new progress.
-    pub(super) fn changed(&mut self, id: SpoolId, state: QueueState) {
+    /// A message in the log has changed: it was put, or it has a new progress. What is in the log counts there, so the
+    /// mark of its earlier end, which is returned, is needed no more.
+    pub(super) fn changed(&mut self, id: SpoolId, state: QueueState) -> Option<Place> {
         self.spoil(id);
         self.is_not_waiting(id);
         match state {
             QueueState::Failed => drop(self.unsynced.insert(id)),
             QueueState::Queued | QueueState::Held => {}
         }
+        self.ending.get_mut(&id).and_then(|ending| ending.mark.take())
+    }
+
+    /// Some of the done-marks in `segment` whose files are not gone yet, at most `n`.
+    pub(super) fn marks_in_segment(&self, segment: u64, n: usize) -> Vec<(SpoolId, Place)> {
+        let marks = self.ending.iter().filter_map(|(id, ending)| Some((*id, ending.mark?)));
+        marks.filter(|(_, mark)| mark.segment == segment).take(n).collect()
     }
 
     fn is_not_waiting(&mut self, id: SpoolId) {
@@ -209,7 +217,8 @@ impl Cabinet {
     }
 
     pub(super) fn failed_before(&self, time: UnixMillis) -> Vec<SpoolId> {
-        let old = self.filed.iter().filter(|(_, filed)| filed.at < time);
+        let is_old = |id: &SpoolId, at| at < time && !self.asked_for.contains_key(id);
+        let old = self.filed.iter().filter(|(id, filed)| is_old(id, filed.at));
         old.map(|(id, _)| *id).collect()
     }
 }
@@ -450,7 +459,17 @@ pub(super) fn expire(shared: &Shared, time: UnixMillis) {
 }
 
 pub(super) fn end_all(shared: &Shared, old: Vec<SpoolId>) {
-    for id in old {
+    // Marks whose files cannot go are of no use.
+    if lock(&shared.filer.state).is_distrusted {
+        return;
+    }
+    for (id, nth) in old.into_iter().zip(1_usize..) {
+        // Each has a mark until its files are gone, and the writer looks at all those each time.
+        if nth.is_multiple_of(1_000)
+            && let Err(failure) = remove_ended(shared)
+        {
+            return warn!("old failed messages stay for now: {failure}");
+        }
         // It may have been queued again since.
         match ask(shared, Record::done_in_files(id)) {
             Ok(()) => info!(%id, "message {id} failed longer ago than spool.keep_failed: removed"),
@@ -620,7 +639,15 @@ fn sync_folder(shared: &Shared) -> Result<(), Failure> {
         return Err(Failure::at(doing)(io::Error::other("it failed before; a restart may help")));
     }
     let sync = shared.disk.sync_dir(&shared.paths.failed);
-    lock(&shared.filer.state).is_distrusted = sync.is_err();
+    // Without a descriptor nothing was tried.
+    let is_untried = |error: &io::Error| {
+        use rustix::io::Errno;
+        [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::ACCESS, Errno::NOENT]
+            .into_iter()
+            .any(|errno| Errno::from_io_error(error) == Some(errno))
+    };
+    let has_failed = sync.as_ref().is_err_and(|error| !is_untried(error));
+    lock(&shared.filer.state).is_distrusted = has_failed;
     sync.map_err(Failure::at(doing))
 }
 

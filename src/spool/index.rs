@@ -261,7 +261,8 @@ impl Index {
                 let entry =
                     Packed { due, size, put, progress: None, pending, attempts, state, attempt };
                 self.entries.insert(id, entry);
-                self.failed.changed(id, state);
+                let mark = self.failed.changed(id, state);
+                self.release(mark);
                 gone
             }
             Change::Progress { step, due, pending, attempts } => {
@@ -285,7 +286,8 @@ impl Index {
                     ) => Attempt::None,
                 };
                 self.release_packed(old);
-                self.failed.changed(id, step.state());
+                let mark = self.failed.changed(id, step.state());
+                self.release(mark);
                 None
             }
             Change::Filed { at, len } => {

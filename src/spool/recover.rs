@@ -384,24 +384,14 @@ impl Recovered {
         if self.damaged.is_empty() && self.unclaimed.is_empty() {
             return Ok(());
         }
-        let folder = &paths.damaged;
-        let create = disk.create_dir(folder);
-        create.map_err(Failure::at(format!("making the folder {}", folder.display())))?;
-        // Before anything is moved there.
-        sync(disk, &paths.root)?;
+        make_damaged(disk, paths)?;
         for number in &self.damaged {
-            let to = folder.join(segment::name(*number));
-            let linked = match disk.link(&paths.segment(*number), &to) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-                linked => linked,
-            };
-            if linked.is_err() {
-                // Not every file system has links.
-                self.index.segments.entry(*number).or_default().keep = true;
-            }
-            self.index.segments.entry(*number).or_default().is_last_use = true;
+            let segment = self.index.segments.entry(*number).or_default();
+            segment.is_last_use = true;
+            // Not every file system has links.
+            segment.keep = link_damaged(disk, paths, *number).is_err();
         }
-        sync(disk, folder)
+        sync(disk, &paths.damaged)
     }
 
     /// Strays are removed; with damage about they may belong to it, and are put aside, as is what lies in `failed/` and
@@ -433,6 +423,36 @@ impl Recovered {
         }
         Ok(())
     }
+}
+
+/// The folder is there, and on stable storage, before anything is moved to it.
+fn make_damaged(disk: &dyn Disk, paths: &Paths) -> Result<(), OpenError> {
+    let folder = &paths.damaged;
+    let create = disk.create_dir(folder);
+    create.map_err(Failure::at(format!("making the folder {}", folder.display())))?;
+    sync(disk, &paths.root)
+}
+
+fn link_damaged(disk: &dyn Disk, paths: &Paths, number: u64) -> io::Result<()> {
+    let to = paths.damaged.join(segment::name(number));
+    match disk.link(&paths.segment(number), &to) {
+        // A segment that is not there cannot be kept.
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) =>
+        {
+            Ok(())
+        }
+        linked => linked,
+    }
+}
+
+/// Keeps a segment in which damage was found under a second name, on stable storage.
+pub(super) fn keep_segment(disk: &dyn Disk, paths: &Paths, number: u64) -> Result<(), OpenError> {
+    make_damaged(disk, paths)?;
+    let path = paths.segment(number);
+    let link = link_damaged(disk, paths, number);
+    link.map_err(Failure::at(format!("linking {} into damaged/", path.display())))?;
+    sync(disk, &paths.damaged)
 }
 
 /// What is in the log's folder and no segment.

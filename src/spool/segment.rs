@@ -31,6 +31,8 @@ pub(super) struct Geometry {
     pub(super) few: usize,
     /// How long nothing must have happened before a reserve is made.
     pub(super) quiet: Duration,
+    /// How long the disk may refuse to read a record that is to be written again (EIO) before it counts as damaged.
+    pub(super) patience: Duration,
 }
 
 impl Default for Geometry {
@@ -42,6 +44,7 @@ impl Default for Geometry {
             reserve: 4 * MIB,
             few: 2,
             quiet: Duration::from_secs(1),
+            patience: Duration::from_secs(5 * 60),
         }
     }
 }

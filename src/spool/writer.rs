@@ -7,19 +7,21 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{error, info, warn};
 
 use super::disk::{DiskFile, Lock};
-use super::index::{Index, Living};
+use super::index::{Entry, Index, Living};
 use super::log::{Counted, Shared};
 use super::record::{self, Change, Place, Record, Stamp, Summary};
 use super::segment::{self, Header, Sealed};
 use super::side_file::Guard;
 use super::teller::Teller;
-use super::{Failure, SpoolError, lock};
+use super::{Failure, SpoolError, Stored, lock, recover};
 use crate::clock;
-use crate::envelope::{QueueState, SpoolId};
+use crate::envelope::{QueueState, RcptStatus, SpoolId};
+use crate::outcome::{self, Cause, Scope};
 
 /// Octets of one batch; a single request may be longer.
 const BATCH: usize = 8 * 1024 * 1024;
@@ -31,6 +33,10 @@ const COPY: u64 = 128 * 1024;
 const LOOK: usize = 4_096;
 /// How long after a trouble the disk is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// The same for a segment that could not be removed.
+const REMOVE_AGAIN: Duration = Duration::from_secs(60);
+/// Marks of failed messages that are written again at once.
+const MARKS: usize = 1024;
 /// Spares that are kept, the reserve among them. None is made where there is no room for two segments.
 const SPARES: usize = 3;
 /// Octets of a reserve that are written at once.
@@ -211,14 +217,18 @@ pub(super) struct Writer {
     sync_by: Option<Instant>,
     /// Side files of messages that are gone: removed when that is synced.
     gone: Vec<PathBuf>,
+    /// The same of messages that are damaged: these are kept elsewhere.
+    aside: Vec<PathBuf>,
     /// A segment was removed or became a spare, and that is not synced.
     is_removed: bool,
     /// The segment whose live records are being written again.
     copying: Option<Copying>,
     /// Not before, for some of them could not be read.
     copy_again_at: Option<Instant>,
-    /// The segment of which that was told.
-    told: Option<u64>,
+    /// The segment of which that was told, and when.
+    told: Option<(u64, Instant)>,
+    /// A segment could not be removed: not before that again.
+    remove_again_at: Option<Instant>,
     /// Octets of the last batch.
     last_len: u64,
     /// When something was written last.
@@ -247,6 +257,25 @@ impl Current {
     }
 }
 
+/// What is written again.
+#[derive(Default)]
+struct Again {
+    /// With where they stand now.
+    moved: Vec<(Record, Place)>,
+    /// Ends of messages that are damaged.
+    settled: Vec<Record>,
+}
+
+impl Again {
+    fn records(&self) -> impl Iterator<Item = &Record> {
+        self.moved.iter().map(|(record, _)| record).chain(&self.settled)
+    }
+
+    fn into_records(self) -> impl Iterator<Item = Record> {
+        self.moved.into_iter().map(|(record, _)| record).chain(self.settled)
+    }
+}
+
 /// How far that has come.
 struct Copying {
     segment: u64,
@@ -271,10 +300,12 @@ impl Writer {
             unsynced: Vec::new(),
             sync_by: None,
             gone: Vec::new(),
+            aside: Vec::new(),
             is_removed: false,
             copying: None,
             copy_again_at: None,
             told: None,
+            remove_again_at: None,
             last_len: 0,
             wrote_at: clock::now(),
             buffer: Vec::new(),
@@ -700,6 +731,12 @@ impl Writer {
         for path in mem::take(&mut self.gone) {
             self.remove_file(path);
         }
+        for path in mem::take(&mut self.aside) {
+            let to = self.shared.paths.damaged.join(path.file_name().unwrap_or_default());
+            if let Err(error) = self.shared.disk.rename(&path, &to) {
+                warn!("{} stays until the next start: {error}", path.display());
+            }
+        }
         let mut index = lock(&self.shared.index);
         if index.failed.settle() {
             self.shared.filer.ring();
@@ -713,6 +750,9 @@ impl Writer {
                 self.remove_file(spare.path);
             }
             self.count_spares();
+        }
+        if self.remove_again_at.is_some_and(|at| at > clock::now()) {
+            return;
         }
         loop {
             // A done-mark may go only when what it ends is gone for good.
@@ -746,20 +786,22 @@ impl Writer {
                 true => Ok(()),
                 false => self.shared.disk.remove(&path),
             };
-            let mut index = lock(&self.shared.index);
             match removed {
                 Ok(()) => {
-                    index.segments.remove(&number);
-                    drop(index);
+                    lock(&self.shared.index).segments.remove(&number);
                     self.is_removed = true;
+                    self.remove_again_at = None;
                     if is_spare {
                         self.next.spares.push(Spare { path: spare, len });
                         self.count_spares();
                     }
                 }
                 Err(error) => {
-                    index.segments.entry(number).or_default().keep = true;
-                    warn!("{} stays until the next start: {error}", path.display());
+                    let again_at = clock::now().checked_add(REMOVE_AGAIN);
+                    if mem::replace(&mut self.remove_again_at, again_at).is_none() {
+                        warn!("{} keeps the log from becoming shorter: {error}", path.display());
+                    }
+                    return;
                 }
             }
         }
@@ -795,48 +837,28 @@ impl Writer {
         let after = after.and_then(|copying| copying.after);
         let (found, last) = index.in_segment(segment, after, LOOK, COPY.max(self.last_len));
         // Behind the last message. What does not fit now follows when the segment is gone through again.
-        let mut notes = match last {
-            Some(_) => Vec::new(),
-            None => index.notes_in_segment(segment, COPY),
-        };
-        let (mut records, mut from) = (Vec::new(), Vec::new());
-        notes.retain(|(key, place)| {
-            let bytes = index.note(key).unwrap_or_default().to_vec();
-            let record = Record::note(key.clone(), bytes);
-            let is_fit = record.is_ok();
-            records.extend(record);
-            if is_fit {
-                from.push(*place);
+        let mut again = Again::default();
+        if last.is_none() {
+            for (key, place) in index.notes_in_segment(segment, COPY) {
+                let bytes = index.note(&key).unwrap_or_default().to_vec();
+                if let Ok(record) = Record::note(key, bytes) {
+                    again.moved.push((record, place));
+                }
             }
-            is_fit
-        });
+            let marks = index.failed.marks_in_segment(segment, MARKS).into_iter();
+            again.moved.extend(marks.map(|(id, place)| (Record::done(id), place)));
+        }
         drop(index);
-        for Living { id, put, progress } in found {
-            let put = Some(put).filter(|put| put.segment == segment);
-            let places: Vec<Place> = put.into_iter().chain(progress).collect();
-            let read = places.iter().map(|place| self.shared.files().record_again(id, *place));
-            // Both or none: a message without its progress would be sent again.
-            match read.collect::<Result<Vec<_>, _>>() {
-                Ok(read) => {
-                    records.extend(read);
-                    from.extend(places);
-                }
-                // It may pass: too many open files, say. Until then the segment stays, because the message does.
-                Err(error) => {
-                    self.copy_again_at = clock::now().checked_add(RETRY);
-                    if self.told.replace(segment) != Some(segment) {
-                        let path = self.shared.paths.segment(segment);
-                        warn!("{} keeps the log from becoming shorter: {error}", path.display());
-                    }
-                }
-            }
+        for living in found {
+            self.copy_message(segment, &living, &mut again);
         }
         self.copying = last.map(|after| Copying { segment, after: Some(after) });
+        let records: Vec<&Record> = again.records().collect();
         if records.is_empty() {
             return;
         }
         let last_len = self.last_len;
-        let places = match self.append(&records.iter().collect::<Vec<_>>(), false) {
+        let places = match self.append(&records, false) {
             Ok(places) => places,
             Err(failure) => return self.abandon(failure),
         };
@@ -845,12 +867,101 @@ impl Writer {
         if let Some(current) = &self.current {
             index.segments.entry(current.number).or_default().len = current.len_on_disk();
         }
-        for ((record, from), to) in records.iter().zip(from).zip(&places) {
-            index.moved_record(record, from, *to);
+        let (moved_to, settled_at) = places.split_at(again.moved.len());
+        for ((record, from), to) in again.moved.iter().zip(moved_to) {
+            index.moved_record(record, *from, *to);
+        }
+        for (record, place) in again.settled.iter().zip(settled_at) {
+            let file = index.change(record.id, &record.change, *place);
+            self.aside.extend(file.map(|file| self.shared.paths.bodies.join(&*file.name)));
         }
         drop(index);
-        self.unsynced.extend(records.into_iter().zip(places));
+        self.unsynced.extend(again.into_records().zip(places));
         self.sync_by = self.sync_by.or_else(|| clock::now().checked_add(LAZY));
+    }
+
+    /// Reads what there is of a message in the segment. What cannot be read keeps the segment for a while; what is
+    /// damaged must not, for all later ones would stay with it.
+    fn copy_message(&mut self, segment: u64, living: &Living, again: &mut Again) {
+        let Living { id, put, progress } = *living;
+        let put_here = Some(put).filter(|put| put.segment == segment);
+        let read = |place: Place| self.shared.files().record_again(id, place);
+        // Both or none: a message without its progress would be sent again.
+        let put_read = put_here.map(read).transpose();
+        let progress_read = progress.map(read).transpose();
+        let (error, put_read) = match (put_read, progress_read) {
+            (Ok(put_read), Ok(progress_read)) => {
+                again.moved.extend(put_read.zip(put_here));
+                again.moved.extend(progress_read.zip(progress));
+                return;
+            }
+            (Err(error), _) => (error, None),
+            (Ok(put_read), Err(error)) => (error, put_read),
+        };
+        let segments = [put.segment, progress.map_or(put.segment, |progress| progress.segment)];
+        let is_lost = match &error {
+            SpoolError::Damaged(..) => true,
+            // It may pass: too many open files, say. What the disk itself cannot read does not.
+            SpoolError::Io(_, error) => {
+                Errno::from_io_error(error) == Some(Errno::IO) && self.has_waited(segment)
+            }
+            SpoolError::Full
+            | SpoolError::Closed
+            | SpoolError::Unknown(_)
+            | SpoolError::Refused(..)
+            | SpoolError::Unfit(..) => false,
+        };
+        if !is_lost || !self.put_aside(&segments) {
+            // Until then the segment stays, because the message does.
+            self.copy_again_at = clock::now().checked_add(RETRY);
+            if self.told.is_none_or(|(told, _)| told != segment) {
+                self.told = Some((segment, clock::now()));
+                let path = self.shared.paths.segment(segment);
+                warn!("{} keeps the log from becoming shorter: {error}", path.display());
+            }
+            return;
+        }
+        let kept = segments.map(segment::name).join(" and ");
+        match self.in_doubt(id, put) {
+            Ok(held) => {
+                error!(event = "held", %id, %error, "message {id} waits for you: how far it had come is damaged ({error}), so it may have been sent; {kept} are kept in damaged/");
+                again.moved.extend(put_read.zip(put_here));
+                again.settled.push(held);
+            }
+            Err(_) => {
+                error!(event = "damaged", %id, %error, "message {id} leaves the queue, for it is damaged: {error}; {kept} are kept in damaged/");
+                again.settled.push(Record::done(id));
+            }
+        }
+    }
+
+    /// All that is known of the message is that it may have been sent to anyone it is for.
+    fn in_doubt(&self, id: SpoolId, put: Place) -> Result<Record, SpoolError> {
+        let entry = Entry { put, progress: None };
+        let Stored { mut progress, .. } = self.shared.files().message(id, &entry)?;
+        let words = "how far it had come is damaged on disk";
+        let cause = Cause::new(Scope::Message, outcome::Stage::Local, words);
+        let last = Some(Cause { maybe_sent: true, ..cause });
+        progress.rcpts.fill(RcptStatus::Pending { last });
+        progress.doubtful = (0..).take(progress.rcpts.len()).collect();
+        Ok(Record::hold(id, &progress))
+    }
+
+    /// Whether it was told long ago that `segment` keeps the log long.
+    fn has_waited(&self, segment: u64) -> bool {
+        let since = self.told.filter(|(told, _)| *told == segment).map(|(_, since)| since);
+        since.is_some_and(|since| since.elapsed() >= self.shared.geometry.patience)
+    }
+
+    /// Keeps segments under a second name, and from being written over. False where that fails.
+    fn put_aside(&self, segments: &[u64]) -> bool {
+        let (disk, paths) = (&*self.shared.disk, &self.shared.paths);
+        let kept = segments.iter().try_for_each(|number| {
+            lock(&self.shared.index).segments.entry(*number).or_default().is_last_use = true;
+            recover::keep_segment(disk, paths, *number)
+        });
+        kept.inspect_err(|failure| warn!("a damaged segment cannot be put aside: {failure}"))
+            .is_ok()
     }
 
     /// What cannot be removed now is removed at the next start.

@@ -399,3 +399,71 @@ async fn one_that_cannot_be_read_now_keeps_no_other_from_being_filed() {
     log.shared.wait_until_filed();
     assert!(is_in_log(&log, 1) && !is_in_log(&log, 2));
 }
+
+#[tokio::test]
+async fn files_that_cannot_be_removed_do_not_keep_the_log_from_becoming_shorter() {
+    let dir = TempDir::new().unwrap();
+    let geometry = SMALL;
+    let open = async || Log::open_on(TestDisk::new() as _, &at(dir.path()), geometry).await;
+    let (log, _) = open().await.unwrap();
+    durable(&log, vec![put(1, b"hello"), fail(1)]).await;
+    filed(&log, 1).await;
+    for ending in ["eml", "json"] {
+        fs::rename(path(&dir, 1, ending), dir.path().join(ending)).unwrap();
+        fs::create_dir(path(&dir, 1, ending)).unwrap();
+    }
+    durable(&log, vec![done(1)]).await;
+    pass(&log, &dir, 200).await;
+    drop(log);
+    for ending in ["eml", "json"] {
+        fs::remove_dir(path(&dir, 1, ending)).unwrap();
+        fs::rename(dir.path().join(ending), path(&dir, 1, ending)).unwrap();
+    }
+    let (log, _) = open().await.unwrap();
+    assert_eq!(ids(&log), [], "its end is still known");
+    until(|| files(&dir, FOLDER).is_empty()).await;
+}
+
+#[tokio::test]
+async fn what_is_queued_again_lets_go_of_the_mark_of_its_end() {
+    let (dir, log, _) = with_filed(b"hello").await;
+    for ending in ["eml", "json"] {
+        fs::copy(path(&dir, 1, ending), dir.path().join(ending)).unwrap();
+    }
+    durable(&log, vec![requeue(1, 0)]).await;
+    let number = *lock(&log.shared.index).segments.first_key_value().unwrap().0;
+    assert_eq!(lock(&log.shared.index).failed.marks_in_segment(number, 9), []);
+    drop(log);
+    // A crash before the files were gone for good.
+    for ending in ["eml", "json"] {
+        fs::copy(dir.path().join(ending), path(&dir, 1, ending)).unwrap();
+    }
+    let (log, report) = open(&dir).await;
+    assert_eq!((ids(&log), report.damaged), (vec![1], vec![]));
+    assert!(is_in_log(&log, 1));
+    until(|| files(&dir, FOLDER).is_empty()).await;
+    assert_eq!(body(&log, 1).await, b"hello");
+}
+
+#[tokio::test]
+async fn a_folder_that_could_not_be_opened_for_its_sync_is_synced_later() {
+    let mut is_over = false;
+    let mut at = 0;
+    while !is_over {
+        let dir = TempDir::new().unwrap();
+        let disk = TestDisk::new();
+        let (log, _) = open_on(&disk, &dir).await;
+        durable(&log, vec![put(1, b"hello")]).await;
+        log.shared.wait_until_filed();
+        // The record of the failure takes two: write and sync.
+        disk.fail(disk.count.load(Ordering::SeqCst) + 2 + at, 1, EMFILE);
+        durable(&log, vec![fail(1)]).await;
+        log.shared.wait_until_filed();
+        is_over = !is_in_log(&log, 1);
+        disk.heal();
+        log.shared.filer.ring();
+        filed(&log, 1).await;
+        at += 1;
+    }
+    assert!(at > 5, "{at}");
+}

@@ -1398,6 +1398,7 @@ const SMALL: Geometry = Geometry {
     reserve: 16 * 1024,
     few: 2,
     quiet: Duration::MAX,
+    patience: Duration::ZERO,
 };
 
 #[tokio::test]
@@ -1415,6 +1416,88 @@ async fn an_error_while_records_are_written_again_keeps_the_log_long_only_for_a_
     assert_eq!(disk.bad_opens.load(Ordering::SeqCst), 0, "nothing was to be written again");
     until(|| segments(&dir).len() <= 3).await;
     assert_eq!(body(&log, 1).await, b"stays");
+}
+
+/// Others pass until the log is as short as it gets.
+async fn pass(log: &Log, dir: &TempDir, from: u128) {
+    for n in from..from + 100 {
+        durable(log, vec![put(n, &[b'x'; 10_000])]).await;
+        durable(log, vec![done(n)]).await;
+    }
+    until(|| segments(dir).len() <= 3).await;
+}
+
+/// Changes an octet of `what` in the oldest segment.
+fn damage(dir: &TempDir, what: &[u8]) {
+    let path = segments(dir).remove(0);
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes.windows(what.len()).position(|octets| octets == what).unwrap();
+    bytes[at] ^= 1;
+    fs::write(&path, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_message_does_not_keep_the_log_from_becoming_shorter() {
+    for is_restarted in [false, true] {
+        let dir = TempDir::new().unwrap();
+        let open = async || Log::open_on(TestDisk::new() as _, &at(dir.path()), SMALL).await;
+        let (mut log, _) = open().await.unwrap();
+        durable(&log, vec![put(1, b"it will be damaged"), put(2, b"stays")]).await;
+        let body = stage(&log, &vec![b'y'; 1_100_000]).await;
+        durable(&log, vec![Op::Put { envelope: envelope(3), body }]).await;
+        for n in 100..130 {
+            durable(&log, vec![put(n, &[b'x'; 10_000])]).await;
+        }
+        assert_eq!(segments(&dir).len(), 2, "the first is full and has an index");
+        let oldest = segments(&dir).remove(0);
+        damage(&dir, b"it will be damaged");
+        // In the fixed fields of the third message: its id, big-endian, and then the time.
+        damage(&dir, &[&3_u128.to_be_bytes()[8..], &1_000_u64.to_le_bytes()].concat());
+        if is_restarted {
+            drop(log);
+            log = open().await.unwrap().0;
+        }
+        durable(&log, (100..130).map(done).collect()).await;
+        pass(&log, &dir, 200).await;
+        assert_eq!(ids(&log), [2]);
+        assert_eq!(tests::body(&log, 2).await, b"stays");
+        let kept = files(&dir, "damaged");
+        let names = kept.iter().map(|path| path.file_name().unwrap()).collect::<Vec<_>>();
+        assert!(names.contains(&oldest.file_name().unwrap()), "{names:?}");
+        assert_eq!(kept.len(), 2, "the segment and the content of the third message");
+        assert!(files(&dir, "bodies").is_empty());
+        drop(log);
+        let (log, report) = open().await.unwrap();
+        assert_eq!((ids(&log), report.damaged), (vec![2], vec![]));
+    }
+}
+
+#[tokio::test]
+async fn a_message_whose_progress_is_damaged_is_held_in_doubt() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = Log::open_on(TestDisk::new() as _, &at(dir.path()), SMALL).await.unwrap();
+    durable(&log, vec![put(1, b"stays"), update(1, 777)]).await;
+    for n in 100..130 {
+        durable(&log, vec![put(n, &[b'x'; 10_000])]).await;
+    }
+    let json = wire::write_progress(&progress(777));
+    damage(&dir, &json);
+    assert!(matches!(log.open(id(1)).await, Err(SpoolError::Damaged(..))));
+    durable(&log, (100..130).map(done).collect()).await;
+    pass(&log, &dir, 200).await;
+    let check = async |log: &Log| {
+        assert_eq!(log.heads(None, 9)[0].state, QueueState::Held);
+        let stored = log.open(id(1)).await.unwrap();
+        assert_eq!(read_all(&stored.body).await.unwrap(), b"stays");
+        assert_eq!(stored.progress.doubtful, [0, 1]);
+        assert_eq!(stored.progress.pending().count(), 2);
+    };
+    check(&log).await;
+    assert_eq!(files(&dir, "damaged").len(), 1);
+    drop(log);
+    let (log, report) = open(&dir).await;
+    assert_eq!(report.damaged, Vec::<String>::new());
+    check(&log).await;
 }
 
 #[tokio::test]

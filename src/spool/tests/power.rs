@@ -34,6 +34,7 @@ const TINY: Geometry = Geometry {
     few: 2,
     // What happens by itself after some time would happen at any time here.
     quiet: Duration::MAX,
+    patience: Duration::MAX,
 };
 
 async fn open_log(disk: &SimDisk) -> Result<(Log, Report), OpenError> {
