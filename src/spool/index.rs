@@ -86,7 +86,7 @@ pub(super) struct Segment {
     /// Records in it that are needed: to read a message back, or for the value of a note.
     live: u64,
     /// Octets that these take in it.
-    octets: u64,
+    pub(super) octets: u64,
     /// Not to be removed: damage in it could not be put aside.
     pub(super) keep: bool,
     /// Nothing is to be written over it: a write to it or a sync failed, or it has a second name among what is damaged.

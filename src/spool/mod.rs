@@ -14,7 +14,7 @@
 //! bodies/NAME        contents over 1 MiB, each in a file of its own
 //! failed/ID.eml      failed messages with prepend and content, and what is known of each in failed/ID.json
 //! tmp/NAME           files that are being written
-//! damaged/           segments with damage (hard links), and contents that may belong to it
+//! damaged/           segments with damage (hard links, or copies where there are none), contents that may belong to it
 //! ```
 //!
 //! A segment is a header and then records at 16-octet boundaries ([`record`] has the layout). Its header says which
@@ -33,9 +33,14 @@
 //! record it ends. For the same reason the folder is synced before the next one is freed. A message that stays must not
 //! keep all that came after it: when the oldest segment is less than half live, or the log is longer than twice what
 //! lives, the live records of the oldest are written again at the end of the log, each progress behind its message in
-//! the same batch, a little at a time and off the way of those that wait. There is one log, and no second one for what
-//! is old: a second one needs done-marks that outlive the first, and what it would save (old messages that are written
-//! again once in a while) is never more than what comes in.
+//! the same batch, a little at a time and off the way of those that wait: no faster than new mail comes in, so the log
+//! may reach three times what lives before it is short again. An end whose files in `failed/` are not gone yet is
+//! written again in the same way. What cannot be read for that is **damage**: its segments are linked into `damaged/`, and
+//! the message is done with, or held in doubt where its envelope and content are sound and only its progress is not.
+//!
+//! There is one log, and no second one for what is old. A second one needs done-marks that outlive the first; and what it
+//! would save, old messages that are written again once in a while, is never more than what comes in. So the price is
+//! that with a long queue, as much again as comes in is written for a time, where otherwise it is a twentieth.
 //!
 //! A freed segment becomes a spare, and a spare the next segment: to overwrite allocates nothing and changes no length,
 //! so a sync is one flush of the disk instead of two. What stands in it of its former life never counts, for a record
@@ -47,19 +52,29 @@
 //!
 //! # What a start makes of it
 //!
+//! - The `lock` is taken first; it is made where it is missing. Who holds it is told.
+//! - A segment or a `.json` of another format, of an earlier or a later version: the start ends before it changes anything.
+//! - Other names in these folders are nobody's: they stay and are not looked at.
 //! - A batch counts whole or not at all, and in order.
 //! - Each record says how many batches before its own were not yet synced when it was written. A batch that is missing
 //!   although a later record or segment proves that it had been synced is **damage**: it is reported, the segment is
 //!   linked into `damaged/`, and every other whole batch counts.
 //! - What is missing or cut without such a proof is a **torn tail**: that batch and all behind it are dropped, for
 //!   nobody was told 250 on their account.
-//! - A file is named a segment when its header is synced, so a header that cannot be read is damage.
+//! - A file is named a segment when its header is synced, so a header that cannot be read is damage. So is a segment with
+//!   another key than most have: it is of another spool, and nothing in it counts.
+//! - What the disk cannot read (EIO) is like octets that are no record: it costs the batches that it touches.
+//! - A segment that is missing is missing batches, so it is damage; but for the oldest ones. Nothing tells these from
+//!   segments that were freed: nor do the last batches of all leave a proof of themselves. Who removes files from `log/`,
+//!   or puts an old copy of the folder back, is not told of it.
 //! - Behind its last record a segment may hold anything, that of a former life too.
 //! - A segment with an index was synced whole, so the index counts for it: damage in a content there is noticed when the
 //!   message is read ([`SpoolError::Damaged`]), or by `mailsluice spool verify`, which reads everything. Where the index
 //!   cannot be read, or the header that names it, the segment is read like any other.
+//! - An `Attempt` after which nothing of the message was written leaves it in doubt.
+//! - A message whose side file is missing or has another length is reported and stays queued, to be held when it is read.
 //! - After a start a new segment is opened; its header voids what was dropped, so that it never comes to life later.
-//! - Side files without a record, all in `tmp/`, and `log/new-N` are removed; with damage about, the former go to `damaged/`.
+//! - Side files without a record, all in `tmp/`, `log/new-N` and spares without length are removed; with damage about, the former go to `damaged/`.
 //! - A message that is in the log counts there, and what `failed/` has of it is removed: its filing came to nothing, or
 //!   it is queued again.
 //! - A `.json` in `failed/` of which the log knows nothing is a failed message. The log forgets a `Done` only when the

@@ -1777,3 +1777,29 @@ async fn a_start_never_panics_whatever_is_on_disk() {
         assert_eq!(body(&log, 9).await, b"nine", "seed {seed}");
     }
 }
+
+#[tokio::test]
+async fn the_log_takes_no_more_than_three_times_what_is_queued() {
+    let geometry = Geometry { segment: 256 * 1024, idle: 16 * 1024, ..Geometry::default() };
+    let content = [b'x'; 10_000];
+    // Of the messages that come first every so many goes at once; the others stay.
+    for every in [u128::MAX, 4, 2] {
+        let config = config::Spool { path: "/spool".into(), min_free: 0, keep_failed: WEEK };
+        let disk = Arc::new(sim_disk::SimDisk::new());
+        let (log, _) = Log::open_on(disk, &config, geometry).await.unwrap();
+        for n in 1..=600 {
+            durable(&log, vec![put(n, &content)]).await;
+            if n % every == 0 {
+                log.apply(vec![done(n)], Durability::Lazy).await.unwrap();
+            }
+        }
+        let live = lock(&log.shared.index).segments.values().map(|of| of.octets).sum::<u64>();
+        let mut most = 0;
+        for n in (1_000..3_400).step_by(8) {
+            durable(&log, (n..n + 8).map(|n| put(n, &content)).collect()).await;
+            log.apply((n..n + 8).map(done).collect(), Durability::Lazy).await.unwrap();
+            most = most.max(log.health().used);
+        }
+        assert!(most <= 3 * live + 7 * geometry.segment, "{most} octets for {live}, {every}");
+    }
+}
