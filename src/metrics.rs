@@ -216,7 +216,7 @@ impl Metrics {
             spool_damaged: metric!(
                 IntCounter,
                 "spool_damaged_total",
-                "Damage found in the spool: what the start reported, and each message that could not be read back since. Nothing of it is deleted."
+                "Damage found in the spool: what the start reported, and each message whose record was found damaged when it was read since. Nothing of it is deleted."
             ),
             provider_open: metric!(
                 IntGauge,
