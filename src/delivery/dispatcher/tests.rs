@@ -124,10 +124,11 @@ impl Provider for Fake {
             let (part, sending) = (submission.part.clone(), progress.sending);
             let call = Call { at, id, part, sending, attempts: progress.attempts };
             self.calls.lock().unwrap().push(call);
-            match play {
-                Play::Panic => panic!("the provider of the test panics on demand"),
-                Play::Hang | Play::Connect => std::future::pending().await,
-                _ => {}
+            if let Play::Panic = play {
+                panic!("the provider of the test panics on demand");
+            }
+            if let Play::Hang = play {
+                return std::future::pending().await;
             }
             for rcpt in &submission.part {
                 outcomes.settle(*rcpt, play.outcome(*rcpt));
