@@ -76,6 +76,7 @@ impl App {
         let (spool, report) = Log::open(&config.spool).await.map_err(StartError::Spool)?;
         let spool = Arc::new(spool);
         tell(&report);
+        metrics.spool_damaged.inc_by(report.damaged.len() as u64);
 
         let (intake_is, intake) = watch::channel(intake(&config));
         let (trouble_is, trouble) = watch::channel(None);

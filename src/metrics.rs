@@ -34,6 +34,7 @@ pub struct Metrics {
     pub commit_seconds: Histogram,
     pub spool_free: IntGauge,
     pub spool_used: IntGauge,
+    pub spool_damaged: IntCounter,
     pub provider_open: IntGauge,
     pub last_success: Gauge,
     pub log_lines_lost: IntCounter,
@@ -211,6 +212,11 @@ impl Metrics {
                 IntGauge,
                 "spool_used_bytes",
                 "Octets that the spool takes on disk."
+            ),
+            spool_damaged: metric!(
+                IntCounter,
+                "spool_damaged_total",
+                "Damage found in the spool: what the start reported, and each message whose record was found damaged when it was read since. Nothing of it is deleted."
             ),
             provider_open: metric!(
                 IntGauge,

@@ -269,7 +269,8 @@ async fn attempt<S: Spool>(
     pass: Pass,
 ) -> Ended {
     let began = clock::now();
-    let stored = match read_back(&shared, id).await {
+    let stored = match read_back(&shared, id).await.and_then(|stored| still_queued(&shared, stored))
+    {
         Ok(stored) => stored,
         Err(ended) => {
             shared.gate().unclear(pass, clock::now());
@@ -311,6 +312,7 @@ async fn read_back<S: Spool>(shared: &Shared<S>, id: SpoolId) -> Result<Stored, 
         Err(SpoolError::Unknown(_)) => Err(Ended::Done),
         Err(error @ SpoolError::Damaged(..)) => {
             error!(event = "held", %id, %error, "message {id} cannot be read back and waits: {error}; it stays in the spool");
+            shared.metrics.spool_damaged.inc();
             Err(Ended::Held)
         }
         // No descriptor, no memory, a disk that is away: nothing that the message could help, and it may pass.
@@ -327,6 +329,16 @@ async fn read_back<S: Spool>(shared: &Shared<S>, id: SpoolId) -> Result<Stored, 
     }
 }
 
+/// The message, unless an operator was quicker: what he holds or takes away is not offered to the provider at all, whose
+/// refusal would be its end.
+fn still_queued<S: Spool>(shared: &Shared<S>, message: Stored) -> Result<Stored, Ended> {
+    match shared.spool.head(message.envelope.id).map(|head| head.state) {
+        Some(QueueState::Queued) => Ok(message),
+        Some(QueueState::Held) => Err(Ended::Held),
+        Some(QueueState::Failed) | None => Err(Ended::Done),
+    }
+}
+
 /// The state of one attempt at one message.
 struct Round<'a, S> {
     shared: &'a Shared<S>,
@@ -339,12 +351,10 @@ struct Round<'a, S> {
     marked: bool,
     /// The message is not ours to change any more, and this is what it is to the schedule.
     gone: Option<Ended>,
-    /// What a former run left open was put down; nothing was sent.
-    is_former: bool,
     /// Some recipient came to an end in this attempt, so the state on disk is old.
     changed: bool,
-    /// Some recipient was deferred for a reason of its own or its message's.
-    deferred: bool,
+    /// The recipients that were deferred for a reason of their own or their message's.
+    deferred: Vec<usize>,
     /// The message is to wait for an operator.
     held: bool,
     /// The log was told of a doubt.
@@ -377,9 +387,8 @@ impl<'a, S: Spool> Round<'a, S> {
             began,
             marked: false,
             gone: None,
-            is_former: false,
             changed: false,
-            deferred: false,
+            deferred: Vec::new(),
             held: false,
             doubted: false,
             stopped: None,
@@ -479,7 +488,7 @@ impl<'a, S: Spool> Round<'a, S> {
     fn doubt(&mut self) {
         let sending = mem::take(&mut self.message.progress.sending);
         let pending: Vec<usize> = self.message.progress.pending().collect();
-        (self.changed, self.is_former) = (true, true);
+        self.changed = true;
         for rcpt in
             pending.into_iter().filter(|rcpt| sending.iter().any(|it| *it as usize == *rcpt))
         {
@@ -570,7 +579,9 @@ impl<'a, S: Spool> Round<'a, S> {
                 RcptStatus::Failed(cause)
             }
             Outcome::Deferred(cause) => {
-                self.deferred |= cause.scope <= Scope::Message;
+                if cause.scope <= Scope::Message {
+                    self.deferred.push(rcpt);
+                }
                 RcptStatus::Pending { last: Some(cause) }
             }
             Outcome::Held(cause) => {
@@ -623,16 +634,22 @@ impl<'a, S: Spool> Round<'a, S> {
 
     /// Writes what became of the message and says when it is tried again.
     async fn conclude(mut self) -> Ended {
-        if let Some(ended) = self.gone {
+        if let Some(ended) = self.gone.take() {
+            // Who held it may not have known of the parts before. It stays held.
+            if let Ended::Held = ended {
+                self.put_down().await;
+            }
             return ended;
         }
         let (now, wall) = (clock::now(), clock::wall());
         let retry = &self.shared.settings.retry;
-        let own = self.deferred && self.stopped.is_none();
+        let own = !self.deferred.is_empty() && self.stopped.is_none();
         if own {
-            let first = *self.message.progress.first_deferral.get_or_insert(wall);
-            // What may have been taken is sent once more, however long it has waited.
-            if !self.is_former && retry::gives_up(retry, first, wall) {
+            let progress = &mut self.message.progress;
+            // Where the clock has stepped back behind it, the span begins anew.
+            let first = progress.first_deferral.map_or(wall, |first| first.min(wall));
+            progress.first_deferral = Some(first);
+            if !self.held && retry::gives_up(retry, progress.attempts, first, wall) {
                 self.give_up(wall.since(first));
             }
         }
@@ -664,18 +681,24 @@ impl<'a, S: Spool> Round<'a, S> {
                 now + delay
             }
         };
-        if self.changed || self.marked || self.doubted {
-            // Where nothing counts, nothing changes but that the mark goes, and what is in doubt.
-            let progress = match self.changed {
-                true => self.message.progress.clone(),
-                false => Progress {
-                    doubtful: self.message.progress.doubtful.clone(),
-                    ..self.before.clone()
-                },
-            };
-            self.write(|| Op::Update { id, progress: progress.clone() }, Durability::Lazy).await;
-        }
+        self.put_down().await;
         Ended::Again(at)
+    }
+
+    /// Writes how far the message has come. Where nothing counts, nothing changes but that the mark goes, and what is in
+    /// doubt.
+    async fn put_down(&self) {
+        if !(self.changed || self.marked || self.doubted) {
+            return;
+        }
+        let id = self.id();
+        let progress = match self.changed {
+            true => self.message.progress.clone(),
+            false => {
+                Progress { doubtful: self.message.progress.doubtful.clone(), ..self.before.clone() }
+            }
+        };
+        self.write(|| Op::Update { id, progress: progress.clone() }, Durability::Lazy).await;
     }
 
     /// Nothing is pending any more.
@@ -692,13 +715,16 @@ impl<'a, S: Spool> Round<'a, S> {
         Ended::Done
     }
 
-    /// Its own deferrals span more than `give_up_after`: what is pending has failed, with the last words it got.
+    /// Its own deferrals span more than `give_up_after`: the recipients that were deferred once more have failed, with
+    /// the last words they got. One that was not tried for another's sake has its turn first, and what may have been taken
+    /// is sent once more, however long it has waited.
     fn give_up(&mut self, span: Duration) {
-        let pending: Vec<usize> = self.message.progress.pending().collect();
-        for rcpt in pending {
+        for rcpt in mem::take(&mut self.deferred) {
             let last = match self.message.progress.rcpts.get(rcpt) {
-                Some(RcptStatus::Pending { last: Some(cause) }) => cause.clone(),
-                _ => Cause::new(Scope::Recipient, Stage::Local, "it was never tried"),
+                Some(RcptStatus::Pending { last: Some(cause) }) if !cause.maybe_sent => {
+                    cause.clone()
+                }
+                _ => continue,
             };
             let hours = span.as_secs() / 3600;
             let words = format!("given up after {hours} h of deferrals; last: {}", last.words);

@@ -1,4 +1,11 @@
 //! When a deferred message is tried again, and when it is given up. Pure.
+//!
+//! Giving up asks two witnesses, and both must say that the message's own deferrals span `give_up_after`. The clock on
+//! the wall may step, or have stood in the past when the first deferral was stored; so the waits between its attempts
+//! must have come to as much (R73). Each of them was waited for by a clock that does not step, and a restart can cut
+//! short one at most: it tries at once what is due by the wall. Time in which the message waited for something else (an
+//! outage, its turn) is no wait of its own, so it may take longer than `give_up_after`, never less. The waits alone would
+//! not do either: they are reckoned by the configuration of today.
 
 use std::time::Duration;
 
@@ -8,14 +15,36 @@ use crate::envelope::UnixMillis;
 /// How long to wait after the `attempts`-th deferral of a message's own (from 1): `first × factor^(attempts-1)`, at most
 /// `max`, spread by `jitter`. `random` is uniform in 0..1.
 pub fn delay(config: &Retry, attempts: u16, random: f64) -> Duration {
-    let growth = config.factor.powi(i32::from(attempts.max(1)) - 1);
-    let seconds = (config.first.as_secs_f64() * growth).min(config.max.as_secs_f64());
-    spread(Duration::from_secs_f64(seconds), config.jitter, random)
+    spread(nominal(config, attempts), config.jitter, random)
 }
 
-/// Time alone expires nothing: this is asked only when a message's own attempt was just deferred (R45).
-pub fn gives_up(config: &Retry, first_deferral: UnixMillis, now: UnixMillis) -> bool {
-    now.since(first_deferral) > config.give_up_after
+fn nominal(config: &Retry, attempts: u16) -> Duration {
+    let growth = config.factor.powi(i32::from(attempts.max(1)) - 1);
+    let seconds = (config.first.as_secs_f64() * growth).min(config.max.as_secs_f64());
+    Duration::from_secs_f64(seconds)
+}
+
+/// Whether a message is given up that has been deferred for its own reason `attempts` times before, since
+/// `first_deferral`. Time alone expires nothing: this is asked only when it just was once more (R45).
+pub fn gives_up(
+    config: &Retry,
+    attempts: u16,
+    first_deferral: UnixMillis,
+    now: UnixMillis,
+) -> bool {
+    now.since(first_deferral) > config.give_up_after && waits_fill(config, attempts)
+}
+
+/// Whether the waits after `attempts` deferrals come to `give_up_after`, or are more than can be counted.
+fn waits_fill(config: &Retry, attempts: u16) -> bool {
+    let mut left = config.give_up_after;
+    for attempt in 1..=attempts {
+        left = left.saturating_sub(nominal(config, attempt));
+        if left.is_zero() {
+            return true;
+        }
+    }
+    left.is_zero() || attempts == u16::MAX
 }
 
 /// `delay` times something between `1 - jitter` and `1 + jitter`.
@@ -56,15 +85,28 @@ mod tests {
     #[test]
     fn a_message_is_given_up_only_after_its_own_deferrals_span_the_limit() {
         let first = UnixMillis(1_000_000);
-        assert!(!gives_up(&config(), first, first.plus(config().give_up_after)));
-        assert!(gives_up(
-            &config(),
-            first,
-            first.plus(config().give_up_after + Duration::from_millis(1))
-        ));
-        assert!(
-            !gives_up(&config(), first, UnixMillis(0)),
-            "a clock that stepped back gives nothing up"
-        );
+        let gives_up = |after: Duration| gives_up(&config(), u16::MAX, first, first.plus(after));
+        assert!(!gives_up(config().give_up_after));
+        assert!(gives_up(config().give_up_after + Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn a_clock_that_steps_gives_nothing_up() {
+        let first = UnixMillis(1_000_000_000_000);
+        assert!(!gives_up(&config(), u16::MAX, first, UnixMillis(0)), "back");
+        let ahead = first.plus(Duration::from_secs(10 * 86400));
+        // 63 minutes until the waits have grown to an hour, and 119 hours more.
+        for (attempts, is_over) in [(0, false), (1, false), (124, false), (125, true)] {
+            assert_eq!(gives_up(&config(), attempts, first, ahead), is_over, "{attempts} waits");
+        }
+    }
+
+    #[test]
+    fn more_waits_than_can_be_counted_are_enough() {
+        let second = Duration::from_secs(1);
+        let short = Retry { first: second, max: second, ..config() };
+        let ahead = UnixMillis(0).plus(Duration::from_secs(10 * 86400));
+        assert!(!gives_up(&short, u16::MAX - 1, UnixMillis(0), ahead));
+        assert!(gives_up(&short, u16::MAX, UnixMillis(0), ahead));
     }
 }

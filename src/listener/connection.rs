@@ -201,9 +201,10 @@ impl<S: Spool> Connection<'_, S> {
             Step::Rcpt(_) => Todo::Accept,
             Step::Begin(_) => Todo::Begin,
             Step::Body(chunk) => Todo::Stored(match &mut self.receiving {
-                Some(receiving) => {
-                    receiving.take(chunk).await.map_err(|error| refuse_storage(self.shared, &error))
-                }
+                Some(receiving) => receiving
+                    .take(chunk)
+                    .await
+                    .map_err(|error| refuse_storage(self.shared, &error, reply::local_error())),
                 None => Ok(()),
             }),
             Step::Commit => Todo::Commit,
@@ -317,8 +318,10 @@ impl<S: Spool> Connection<'_, S> {
         let began = clock::now();
         let receiving = self.receiving.take().ok_or_else(reply::local_error)?;
         let transaction = self.session.transaction().ok_or_else(reply::local_error)?;
-        let (staged, facts) =
-            receiving.finish().await.map_err(|error| refuse_storage(self.shared, &error))?;
+        let (staged, facts) = receiving
+            .finish()
+            .await
+            .map_err(|error| refuse_storage(self.shared, &error, reply::local_error()))?;
         if facts.received > self.shared.limits.received_headers {
             self.shared.metrics.refuse_message(Refusal::Loop);
             let (client, n) = (&self.peer, facts.received);
@@ -335,7 +338,7 @@ impl<S: Spool> Connection<'_, S> {
         let from = Escaped(envelope.reverse_path.as_str().as_bytes()).to_string();
         let put = Op::Put { envelope, body: staged };
         let stored = self.shared.spool.apply(vec![put], Durability::Durable).await;
-        stored.map_err(|error| refuse_storage(self.shared, &error))?;
+        stored.map_err(|error| refuse_storage(self.shared, &error, reply::local_error()))?;
         let metrics = &self.shared.metrics;
         metrics.commit_seconds.observe(clock::now().saturating_duration_since(began).as_secs_f64());
         metrics.accepted.inc();
@@ -391,7 +394,7 @@ impl<T: Stage> Receiving<T> {
     }
 }
 
-/// Intake and the disk floor, at MAIL (R4).
+/// Intake, the disk floor and trouble with the disk, at MAIL (R4).
 fn refuse_mail<S: Spool>(
     shared: &Shared<S>,
     intake: &tokio::sync::watch::Receiver<Intake>,
@@ -402,14 +405,13 @@ fn refuse_mail<S: Spool>(
         shared.metrics.refuse_message(Refusal::NoProvider);
         return refusal;
     }
-    if !shared.spool.has_room_for(params.declared_size.unwrap_or(0)) {
-        return Some(refuse_storage(shared, &SpoolError::Full));
-    }
-    None
+    let has_room = shared.spool.has_room_for(params.declared_size.unwrap_or(0));
+    let error = if has_room { shared.spool.trouble() } else { Some(SpoolError::Full) };
+    error.map(|error| refuse_storage(shared, &error, reply::cannot_store()))
 }
 
-/// What the client is told; the operator finds more in the log.
-fn refuse_storage<S>(shared: &Shared<S>, error: &SpoolError) -> Reply {
+/// What the client is told: `reply`, unless the disk is full. The operator finds more in the log.
+fn refuse_storage<S>(shared: &Shared<S>, error: &SpoolError, reply: Reply) -> Reply {
     match error {
         SpoolError::Full => {
             shared.metrics.refuse_message(Refusal::Full);
@@ -427,8 +429,9 @@ fn refuse_storage<S>(shared: &Shared<S>, error: &SpoolError) -> Reply {
         | SpoolError::Io(..)
         | SpoolError::Closed => {
             shared.metrics.refuse_message(Refusal::Storage);
-            tracing::error!(event = "refused", reason = "storage", %error, "mail is refused with 451: it cannot be stored: {error}");
-            reply::local_error()
+            let code = reply.code;
+            tracing::error!(event = "refused", reason = "storage", %error, "mail is refused with {code}: it cannot be stored: {error}");
+            reply
         }
     }
 }

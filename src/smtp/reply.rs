@@ -382,6 +382,11 @@ pub fn no_space() -> Reply {
     Reply::new(452, (4, 3, 1), "Not enough disk space, try again later")
 }
 
+/// At MAIL, while the disk fails: nothing of the message was sent yet.
+pub fn cannot_store() -> Reply {
+    Reply::new(452, (4, 3, 0), "No message can be stored now, try again later")
+}
+
 pub fn local_error() -> Reply {
     Reply::new(451, (4, 3, 0), "The message could not be stored, try again later")
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::mem;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -179,6 +179,7 @@ impl Log {
             queue: Queue::new(),
             space: Arc::new(space),
             trouble: Mutex::new(None),
+            is_in_trouble: AtomicBool::new(false),
             filer: Bell::default(),
         });
         let writer = Writer::start(Arc::clone(&shared), found.next, lock)?;
@@ -289,6 +290,10 @@ impl Spool for Log {
         lock(&self.shared.index).heads(after).take(n).collect()
     }
 
+    fn head(&self, id: SpoolId) -> Option<Head> {
+        lock(&self.shared.index).head(id)
+    }
+
     fn note(&self, key: &str) -> Option<Vec<u8>> {
         lock(&self.shared.index).note(key).map(<[u8]>::to_vec)
     }
@@ -304,7 +309,7 @@ impl Spool for Log {
     }
 
     fn health(&self) -> Health {
-        let trouble = lock(&self.shared.trouble).clone();
+        let trouble = lock(&self.shared.trouble).as_ref().map(ToString::to_string);
         let free = self.shared.space.free();
         let index = lock(&self.shared.index);
         Health { trouble, free, used: index.used(), failed: index.failed.count() }
@@ -312,6 +317,13 @@ impl Spool for Log {
 
     fn has_room_for(&self, size: u64) -> bool {
         self.shared.space.has_room_for(size)
+    }
+
+    fn trouble(&self) -> Option<SpoolError> {
+        if !self.shared.is_in_trouble.load(Ordering::Relaxed) {
+            return None;
+        }
+        lock(&self.shared.trouble).as_ref().map(Failure::to_error)
     }
 }
 
@@ -324,7 +336,10 @@ pub(super) struct Shared {
     pub(super) index: Mutex<Index>,
     pub(super) queue: Queue,
     pub(super) space: Arc<Space>,
-    pub(super) trouble: Mutex<Option<String>>,
+    /// Why nothing is accepted now, where it is so.
+    pub(super) trouble: Mutex<Option<Failure>>,
+    /// Whether there is one, for who asks often.
+    is_in_trouble: AtomicBool,
     pub(super) filer: Bell,
 }
 
@@ -335,6 +350,13 @@ impl fmt::Debug for Shared {
 }
 
 impl Shared {
+    /// From now on this is why nothing is accepted. Returns what was so far.
+    pub(super) fn show_trouble(&self, trouble: Option<Failure>) -> Option<Failure> {
+        let mut shown = lock(&self.trouble);
+        self.is_in_trouble.store(trouble.is_some(), Ordering::Relaxed);
+        mem::replace(&mut *shown, trouble)
+    }
+
     pub(super) fn files(&self) -> Files<'_> {
         Files { disk: &*self.disk, paths: &self.paths }
     }

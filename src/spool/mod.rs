@@ -144,6 +144,9 @@ pub trait Spool: Send + Sync + 'static {
     /// At most `n` heads in the order of their ids, from the first id after `after`.
     fn heads(&self, after: Option<SpoolId>, n: usize) -> Vec<Head>;
 
+    /// The head of one message.
+    fn head(&self, id: SpoolId) -> Option<Head>;
+
     /// The last value that was noted under `key`.
     fn note(&self, key: &str) -> Option<Vec<u8>>;
 
@@ -154,6 +157,10 @@ pub trait Spool: Send + Sync + 'static {
 
     /// Whether a message of `size` octets can be taken without going under the free-space floor.
     fn has_room_for(&self, size: u64) -> bool;
+
+    /// What is answered to whoever wants to put a message now, where [`Health::trouble`] says that nothing is accepted.
+    /// Asked at every MAIL: without a trouble it takes no lock.
+    fn trouble(&self) -> Option<SpoolError>;
 }
 
 /// A content that is being received: chunks come in, [`Staged`] comes out.
@@ -315,13 +322,20 @@ impl Failure {
         match self.is_full() {
             true => SpoolError::Full,
             false => {
-                let error = match self.error.raw_os_error() {
-                    Some(code) => io::Error::from_raw_os_error(code),
-                    None => io::Error::new(self.error.kind(), self.error.to_string()),
-                };
-                SpoolError::Io(self.doing.clone(), error)
+                let Self { doing, error } = self.clone();
+                SpoolError::Io(doing, error)
             }
         }
+    }
+}
+
+impl Clone for Failure {
+    fn clone(&self) -> Self {
+        let error = match self.error.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(self.error.kind(), self.error.to_string()),
+        };
+        Self { doing: self.doing.clone(), error }
     }
 }
 

@@ -713,14 +713,12 @@ impl Writer {
     fn set_trouble(&mut self, trouble: Option<Trouble>) {
         self.trouble = trouble;
         let refusing = self.trouble.as_ref().filter(|trouble| trouble.retry_at.is_some());
-        let says = refusing.map(|trouble| trouble.failure.to_string());
-        let mut shown = lock(&self.shared.trouble);
-        match (&*shown, &says) {
+        let failure = refusing.map(|trouble| &trouble.failure);
+        match (self.shared.show_trouble(failure.cloned()), failure) {
             (None, Some(why)) => error!("the spool cannot write, nothing is accepted: {why}"),
             (Some(_), None) => info!("the spool writes again"),
             (None, None) | (Some(_), Some(_)) => {}
         }
-        *shown = says;
     }
 
     /// Removes what is not needed any more, once that is on stable storage.
@@ -978,7 +976,8 @@ struct End(Arc<Shared>);
 impl Drop for End {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            *lock(&self.0.trouble) = Some("the writer of the spool has ended".to_owned());
+            let ended = io::Error::other("the writer of the spool has ended");
+            self.0.show_trouble(Some(Failure::at("writing")(ended)));
         }
         self.0.queue.close();
         // Dropped after the lock is let go of: a request may hold a file to discard.

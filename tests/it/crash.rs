@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::thread::JoinHandle;
@@ -1342,6 +1342,109 @@ fn under_min_free_mail_is_refused_at_once_and_readyz_says_so() {
     gateway.stop();
 }
 
+// --- a disk that fails
+
+/// `strace` on a running gateway: from now on each `fdatasync` of it fails. Ends when it goes.
+struct FailingSyncs(Child);
+
+impl FailingSyncs {
+    /// None where a running process may not be traced.
+    #[track_caller]
+    fn of(gateway: &Gateway) -> Option<Self> {
+        if !need("strace") {
+            return None;
+        }
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-q", "-o", "/dev/null", "-e", "trace=fdatasync"]);
+        strace.args(["-e", "inject=fdatasync:error=EIO", "-p", &gateway.pid().to_string()]);
+        strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut strace = Self(strace.spawn().unwrap());
+        let tasks = PathBuf::from(format!("/proc/{}/task", gateway.pid()));
+        let tracer = format!("TracerPid:\t{}\n", strace.0.id());
+        let is_traced = |task: &String| {
+            // A thread that has ended meanwhile is none.
+            let status = fs::read_to_string(tasks.join(task).join("status"));
+            status.map_or(true, |status| status.contains(&tracer))
+        };
+        let attached = eventually("strace to have all threads, or to end", || {
+            match strace.0.try_wait().unwrap() {
+                Some(_) => Some(false),
+                None => names(&tasks).iter().all(is_traced).then_some(true),
+            }
+        });
+        if !attached {
+            let mut said = String::new();
+            strace.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+            skip(&format!("strace may not attach here: {said}"));
+        }
+        attached.then_some(strace)
+    }
+}
+
+impl Drop for FailingSyncs {
+    fn drop(&mut self) {
+        // Killed, it lets go of what it traces.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn a_disk_that_fails_refuses_at_mail_and_accepts_again_by_itself() {
+    let sink = Sink::new();
+    let gateway = Setup::to(sink.address).start();
+    let mut sizes = BTreeMap::new();
+    let mut accepted = BTreeSet::new();
+    let mut offer = |token: &str| {
+        sizes.insert(token.to_owned(), 2_000);
+        let mut client = Client::hello(gateway.smtp());
+        client.send("MAIL FROM:<a@example.com>\r\n");
+        let reply = client.reply().unwrap();
+        if !reply.starts_with("250") {
+            return reply;
+        }
+        client.command("RCPT TO:<b@example.org>", 250);
+        client.command("DATA", 354);
+        client.send(stuffed(&content(token, 2_000)));
+        let reply = client.reply().unwrap();
+        assert!(reply.starts_with("250 2.0.0 ") || reply.starts_with("451 4.3.0 "), "{reply}");
+        if reply.starts_with("250") {
+            accepted.insert(token.to_owned());
+        }
+        reply
+    };
+    assert!(offer("before").starts_with("250"));
+    sink.wait(1);
+    gateway.wait_empty();
+
+    let Some(failing) = FailingSyncs::of(&gateway) else { return };
+    let mut n = 0;
+    let reply = eventually("MAIL to be refused", || {
+        n += 1;
+        let reply = offer(&format!("meanwhile-{n}"));
+        reply.starts_with("452").then_some(reply)
+    });
+    assert_eq!(reply, "452 4.3.0 No message can be stored now, try again later\r\n");
+    let (status, body) = gateway.get("/readyz");
+    assert_eq!(status, 503);
+    assert!(body.starts_with("not ready: the spool takes no mail: "), "{body}");
+    assert!(body.contains("Input/output error"), "{body}");
+    assert!(gateway.metric("mailsluice_messages_refused_total{reason=\"storage\"}") >= 1.0);
+    assert_eq!(gateway.get("/livez").0, 200);
+
+    drop(failing);
+    let mut n = 0;
+    eventually("mail to be accepted again", || {
+        n += 1;
+        offer(&format!("after-{n}")).starts_with("250").then_some(())
+    });
+    eventually("/readyz to say so", || (gateway.get("/readyz").0 == 200).then_some(()));
+    sink.wait(accepted.len());
+    gateway.wait_empty();
+    gateway.stop();
+    expect_once(&sink, &sizes, &accepted);
+}
+
 // --- torn and damaged files
 
 /// Has a gateway without a provider accept so many messages, one after another, and kills it.
@@ -1418,6 +1521,9 @@ fn a_damaged_record_is_reported_and_kept_and_stops_no_other() {
     });
     let told = told.unwrap_or_else(|| panic!("no word of {name}:\n{}", gateway.log_text()));
     assert!(told["message"].as_str().unwrap().contains("the spool is damaged"), "{told}");
+    let sentences = gateway.events().iter().filter(|event| event["event"] == "damaged").count();
+    assert!(sentences > 0);
+    assert_eq!(gateway.metric("mailsluice_spool_damaged_total"), sentences as f64);
     gateway.stop();
     sizes.remove("kept-9-");
     expect_once(&sink, &sizes, &sizes.keys().cloned().collect());
@@ -1427,4 +1533,36 @@ fn a_damaged_record_is_reported_and_kept_and_stops_no_other() {
     let mut now = fs::read(&kept).unwrap();
     now[place + 300] ^= 1;
     assert!(now == bytes, "the damaged file is what it was");
+}
+
+#[test]
+fn a_message_that_is_damaged_when_it_is_read_is_counted_and_stops_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().join("spool");
+    let (sink, open) = closed_sink();
+    let gateway = Setup::to(sink.address).spool(&spool).start();
+    let mut sizes = BTreeMap::new();
+    let mut client = Client::hello(gateway.smtp());
+    for n in 0..5 {
+        let token = format!("read-{n}-");
+        client.mail("a@example.com", &["b@example.org"], content(&token, 1_000));
+        sizes.insert(token, 1_000);
+    }
+    let segment = segments(&spool).pop().unwrap();
+    let bytes = fs::read(&segment).unwrap();
+    let place = bytes.windows(16).position(|part| part == b"Subject: read-2-").unwrap();
+    let file = OpenOptions::new().write(true).open(&segment).unwrap();
+    file.write_all_at(&[bytes[place + 300] ^ 1], place as u64 + 300).unwrap();
+    assert_eq!(gateway.metric("mailsluice_spool_damaged_total"), 0.0);
+
+    open.store(true, Ordering::SeqCst);
+    sink.wait(4);
+    let told = gateway.wait_event("held", |_| true);
+    assert!(told["message"].as_str().unwrap().contains("damaged"), "{told}");
+    gateway.wait_empty();
+    assert_eq!(gateway.metric("mailsluice_spool_damaged_total"), 1.0);
+    assert_eq!(gateway.metric("mailsluice_queue_messages{state=\"held\"}"), 1.0);
+    gateway.stop();
+    sizes.remove("read-2-");
+    expect_once(&sink, &sizes, &sizes.keys().cloned().collect());
 }

@@ -35,12 +35,47 @@ enum Play {
     Hang,
     /// No connection, ever.
     Connect,
+    /// One letter for each recipient of the message: `d`elivered, `l`ater, `?` for an answer that was lost, `h`eld for
+    /// this message alone, the provider in `t`rouble.
+    Each(&'static str),
+    /// Refused for good before any content left.
+    Never,
+    /// Before content leaves an operator holds the message, of which he had read that it was never tried.
+    Hold,
+}
+
+impl Play {
+    /// What becomes of the recipient.
+    fn outcome(self, rcpt: usize) -> Outcome {
+        let letter = match self {
+            Self::Take | Self::Hold => 'd',
+            Self::Later => 'l',
+            Self::Trouble => 't',
+            Self::Lose => '?',
+            Self::Never => 'n',
+            Self::Each(letters) => letters.chars().nth(rcpt).unwrap(),
+            Self::Panic | Self::Hang | Self::Connect => panic!("{self:?} comes to no end"),
+        };
+        match letter {
+            'd' => Outcome::Delivered(Receipt { words: "250 ok".into() }),
+            'l' => Outcome::Deferred(Cause::new(Scope::Recipient, Stage::EndOfData, "450")),
+            'n' => Outcome::Failed(Cause::new(Scope::Recipient, Stage::Rcpt, "550 no")),
+            'h' => Outcome::Held(Cause::new(Scope::Message, Stage::EndOfData, "550 5.7.60")),
+            't' => Outcome::Deferred(Cause::new(Scope::Provider, Stage::Connect, "refused")),
+            '?' => {
+                let cause = Cause::new(Scope::Message, Stage::EndOfData, "lost");
+                Outcome::Deferred(Cause { lost: true, maybe_sent: true, ..cause })
+            }
+            other => panic!("no outcome is called {other}"),
+        }
+    }
 }
 
 /// A part that the provider was handed.
 #[derive(Debug)]
 struct Call {
     at: Instant,
+    id: SpoolId,
     part: Vec<usize>,
     /// What the mark on disk said at that time.
     sending: Vec<u32>,
@@ -66,41 +101,37 @@ impl Provider for Fake {
         outcomes: &'a Outcomes,
     ) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            let at = clock::now();
+            let (at, id) = (clock::now(), submission.envelope.id);
             let play = self.script.lock().unwrap().pop_front().unwrap_or(Play::Take);
             if let Play::Connect = play {
                 self.calls.lock().unwrap().push(Call {
                     at,
+                    id,
                     part: submission.part.clone(),
                     sending: Vec::new(),
                     attempts: 0,
                 });
                 return std::future::pending().await;
             }
-            if !matches!(play, Play::Trouble) {
+            if let Play::Hold = play {
+                let progress = Progress::new(submission.envelope.accepted, 2);
+                self.spool.apply(vec![Op::Hold { id, progress }], Durability::Lazy).await.unwrap();
+            }
+            if !matches!(play, Play::Trouble | Play::Never) {
                 outcomes.content_leaves().await;
             }
-            let progress = self.spool.open(submission.envelope.id).await.unwrap().progress;
+            let progress = self.spool.open(id).await.unwrap().progress;
             let (part, sending) = (submission.part.clone(), progress.sending);
-            let call = Call { at, part, sending, attempts: progress.attempts };
+            let call = Call { at, id, part, sending, attempts: progress.attempts };
             self.calls.lock().unwrap().push(call);
-            let outcome = match play {
-                Play::Take => Outcome::Delivered(Receipt { words: "250 ok".into() }),
-                Play::Later => {
-                    Outcome::Deferred(Cause::new(Scope::Recipient, Stage::EndOfData, "450"))
-                }
-                Play::Trouble => {
-                    Outcome::Deferred(Cause::new(Scope::Provider, Stage::Connect, "refused"))
-                }
-                Play::Lose => {
-                    let cause = Cause::new(Scope::Message, Stage::EndOfData, "lost");
-                    Outcome::Deferred(Cause { lost: true, maybe_sent: true, ..cause })
-                }
-                Play::Panic => panic!("the provider of the test panics on demand"),
-                Play::Hang | Play::Connect => std::future::pending().await,
-            };
+            if let Play::Panic = play {
+                panic!("the provider of the test panics on demand");
+            }
+            if let Play::Hang = play {
+                return std::future::pending().await;
+            }
             for rcpt in &submission.part {
-                outcomes.settle(*rcpt, outcome.clone());
+                outcomes.settle(*rcpt, play.outcome(*rcpt));
             }
         })
     }
@@ -116,6 +147,7 @@ struct Stand {
     spool: Arc<Log>,
     metrics: Arc<Metrics>,
     log: Written,
+    concurrency: usize,
 }
 
 const ID: SpoolId = SpoolId::from_u128(1);
@@ -149,7 +181,7 @@ impl Stand {
         let spool = open(&folder).await;
         let put = Op::Put { envelope: envelope(), body: Staged::Memory(b"hi".to_vec()) };
         spool.apply(vec![put], Durability::Durable).await.unwrap();
-        Self { folder, spool, metrics: Arc::new(Metrics::new()), log: written() }
+        Self { folder, spool, metrics: Arc::new(Metrics::new()), log: written(), concurrency: 2 }
     }
 
     /// As a process that was killed leaves it: `sending` was on its way.
@@ -171,10 +203,10 @@ impl Stand {
 
     async fn restarted(self) -> Self {
         self.spool.close().await;
-        let Self { folder, spool, metrics: _, log } = self;
+        let Self { folder, spool, metrics: _, log, concurrency } = self;
         drop(spool);
         let spool = open(&folder).await;
-        Self { folder, spool, metrics: Arc::new(Metrics::new()), log }
+        Self { folder, spool, metrics: Arc::new(Metrics::new()), log, concurrency }
     }
 
     /// Runs the engine until `over` holds; what the provider was handed.
@@ -196,7 +228,7 @@ impl Stand {
         let mut dispatcher = Dispatcher::new(
             Arc::clone(&self.spool),
             Some(Arc::clone(&fake) as Arc<dyn Provider>),
-            Settings { retry, concurrency: 2 },
+            Settings { retry, concurrency: self.concurrency },
             accepted,
             Arc::clone(&self.metrics),
             watch::Sender::new(None),
@@ -214,6 +246,29 @@ impl Stand {
             async { tokio::join!(dispatcher.run(stop.clone(), Duration::from_millis(1)), until) };
         tokio::time::timeout(PATIENCE, both).await.expect("it did not come to be");
         fake.calls.lock().unwrap().drain(..).collect()
+    }
+
+    /// One attempt at the message, in parts of so many recipients: how it ended, and what the provider was handed.
+    async fn attempt(&self, recipients: usize, script: &[Play]) -> (Ended, Vec<Call>) {
+        let script = Mutex::new(script.iter().copied().collect());
+        let spool = Arc::clone(&self.spool);
+        let fake = Arc::new(Fake { spool, script, calls: Mutex::default(), recipients });
+        let shared = Shared {
+            spool: Arc::clone(&self.spool),
+            provider: None,
+            settings: Settings { retry: retry_config(), concurrency: 1 },
+            metrics: Arc::clone(&self.metrics),
+            gate: Mutex::new(Gate::new()),
+            trouble: watch::Sender::new(None),
+            log: self.log.clone(),
+        };
+        let ended = attempt(Arc::new(shared), fake.clone(), ID, Pass::Free).await;
+        let calls = fake.calls.lock().unwrap().drain(..).collect();
+        (ended, calls)
+    }
+
+    async fn progress(&self) -> Progress {
+        self.spool.open(ID).await.unwrap().progress
     }
 
     fn state(&self) -> Option<QueueState> {
@@ -247,6 +302,16 @@ fn retry_config() -> Retry {
         jitter: 0.0,
         give_up_after: Duration::from_secs(3600),
     }
+}
+
+/// One letter for each recipient: `d`elivered, `x` for failed, `?` for pending.
+fn statuses(progress: &Progress) -> String {
+    let letter = |status: &RcptStatus| match status {
+        RcptStatus::Pending { .. } => '?',
+        RcptStatus::Delivered(_) => 'd',
+        RcptStatus::Failed(_) => 'x',
+    };
+    progress.rcpts.iter().map(letter).collect()
 }
 
 fn parts(calls: &[Call]) -> Vec<&[usize]> {
@@ -399,26 +464,53 @@ async fn a_provider_in_trouble_leaves_no_mark_and_settles_no_doubt() {
 #[tokio::test]
 async fn a_message_that_was_held_meanwhile_is_not_sent() {
     let stand = Stand::new().await;
-    let (spool, script) = (Arc::clone(&stand.spool), Mutex::default());
-    let fake = Arc::new(Fake { spool, script, calls: Mutex::default(), recipients: 2 });
-    let shared = Shared {
-        spool: Arc::clone(&stand.spool),
-        provider: None,
-        settings: Settings { retry: retry_config(), concurrency: 1 },
-        metrics: Arc::clone(&stand.metrics),
-        gate: Mutex::new(Gate::new()),
-        trouble: watch::Sender::new(None),
-        log: written(),
-    };
-    let shared = Arc::new(shared);
-    let progress = stand.spool.open(ID).await.unwrap().progress;
-    stand.apply(Op::Hold { id: ID, progress }).await;
-    let ended = attempt(Arc::clone(&shared), fake.clone(), ID, Pass::Free).await;
-    assert!(matches!(ended, Ended::Held));
+    let (ended, calls) = stand.attempt(2, &[Play::Hold]).await;
+    assert!(matches!(ended, Ended::Held) && calls.is_empty());
     stand.apply(Op::Delete { id: ID }).await;
-    let ended = attempt(shared, fake.clone(), ID, Pass::Free).await;
-    assert!(matches!(ended, Ended::Done));
-    assert_eq!(fake.calls.lock().unwrap().len(), 0);
+    let (ended, calls) = stand.attempt(2, &[]).await;
+    assert!(matches!(ended, Ended::Done) && calls.is_empty());
+}
+
+#[tokio::test]
+async fn a_message_that_is_held_is_not_offered_so_no_refusal_fails_it() {
+    let stand = Stand::new().await;
+    let progress = stand.progress().await;
+    stand.apply(Op::Hold { id: ID, progress }).await;
+    let (ended, calls) = stand.attempt(2, &[Play::Never]).await;
+    assert!(matches!(ended, Ended::Held) && calls.is_empty(), "{calls:?}");
+    assert_eq!(stand.state(), Some(QueueState::Held));
+    let progress = stand.progress().await;
+    stand.apply(Op::Release { id: ID, progress }).await;
+    let (ended, calls) = stand.attempt(2, &[Play::Never]).await;
+    assert!(matches!(ended, Ended::Done) && calls.len() == 1);
+    assert_eq!(stand.state(), Some(QueueState::Failed));
+}
+
+#[tokio::test]
+async fn what_became_of_a_part_outlives_a_hold_before_the_next() {
+    // By an operator who knew of nothing. The doubt was in no record, or a later one took its place.
+    for (first, kept, doubtful) in
+        [("?-", "??", vec![0]), ("d-", "d?", vec![]), ("l-", "??", vec![])]
+    {
+        let stand = Stand::new().await;
+        let (ended, calls) = stand.attempt(1, &[Play::Each(first), Play::Hold]).await;
+        assert!(matches!(ended, Ended::Held));
+        assert_eq!((parts(&calls), stand.state()), (vec![&[0][..]], Some(QueueState::Held)));
+        let progress = stand.progress().await;
+        assert_eq!((statuses(&progress), &progress.doubtful), (kept.to_owned(), &doubtful));
+        assert_eq!(progress.sending, [0; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_doubt_before_a_hold_and_one_after_the_release_make_two() {
+    let stand = Stand::new().await;
+    stand.attempt(1, &[Play::Lose, Play::Hold]).await;
+    let progress = stand.progress().await;
+    stand.apply(Op::Release { id: ID, progress }).await;
+    let (ended, calls) = stand.attempt(1, &[Play::Lose]).await;
+    assert!(matches!(ended, Ended::Held));
+    assert_eq!((parts(&calls), stand.state()), (vec![&[0][..]], Some(QueueState::Held)));
 }
 
 #[tokio::test]
@@ -479,4 +571,132 @@ async fn a_doubt_is_sent_once_more_however_old() {
     let over = |stand: &Stand, _: &[Call]| matches!(stand.state(), None | Some(QueueState::Failed));
     let calls = stand.run(&[], over).await;
     assert_eq!((stand.state(), calls.len()), (None, 1));
+}
+
+/// Waits that fill `give_up_after`, and one that does not.
+const MANY: u16 = 18_000;
+const ONE: u16 = 1;
+const DAY: u64 = 24 * 60 * 60 * 1000;
+
+#[tokio::test]
+async fn only_those_that_were_deferred_once_more_are_given_up() {
+    use QueueState::{Failed, Held, Queued};
+    let whole = |letters| vec![Play::Each(letters)];
+    let one_by_one = |letters| vec![Play::Each(letters); 2];
+    // Recipients of a part, those in doubt before, what the provider says; what follows.
+    let cases = [
+        (2, &[][..], whole("ll"), Failed, "xx", "both are old enough"),
+        (2, &[], whole("ld"), Failed, "xd", "one is delivered"),
+        (2, &[], whole("l?"), Queued, "x?", "a first doubt is sent once more"),
+        (2, &[], whole("??"), Queued, "??", "two first doubts"),
+        (2, &[1], whole("l?"), Held, "??", "a second doubt holds the message"),
+        (2, &[1], whole("ll"), Failed, "xx", "its one more try was refused"),
+        (2, &[], whole("lh"), Held, "??", "a message that needs a person"),
+        (1, &[], one_by_one("hl"), Held, "??", "the other was not tried"),
+        (1, &[], one_by_one("lh"), Held, "??", "one held after the other was deferred"),
+        (1, &[0], one_by_one("?l"), Held, "??", "not tried after a second doubt"),
+        (1, &[], one_by_one("?l"), Queued, "?x", "a doubt in an earlier part"),
+        (1, &[], one_by_one("lt"), Queued, "??", "trouble of the provider counts for nothing"),
+        (1, &[], one_by_one("ll"), Failed, "xx", "both parts are tried"),
+    ];
+    for (recipients, doubtful, plays, state, after, what) in cases {
+        let stand = Stand::new().await;
+        let mut progress = stand.progress().await;
+        progress.attempts = MANY;
+        progress.first_deferral = Some(UnixMillis(clock::wall().0 - DAY));
+        progress.doubtful = doubtful.to_vec();
+        stand.apply(Op::Update { id: ID, progress }).await;
+        stand.attempt(recipients, &plays).await;
+        assert_eq!(stand.state(), Some(state), "{what}");
+        assert_eq!(statuses(&stand.progress().await), after, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_was_a_day_off_when_it_was_stored_gives_nothing_up() {
+    let wall = clock::wall().0;
+    // A clock that steps forward makes the first deferral old, one that steps back puts it into the future.
+    for (first, attempts) in [(wall - DAY, ONE), (wall - 10 * DAY, ONE), (wall + DAY, MANY)] {
+        let stand = Stand::new().await;
+        let mut progress = stand.progress().await;
+        (progress.first_deferral, progress.attempts) = (Some(UnixMillis(first)), attempts);
+        stand.apply(Op::Update { id: ID, progress }).await;
+        let (ended, _) = stand.attempt(2, &[Play::Later]).await;
+        assert!(matches!(ended, Ended::Again(_)), "{first} of {wall}");
+        let progress = stand.progress().await;
+        assert_eq!((statuses(&progress).as_str(), progress.attempts), ("??", attempts + 1));
+        assert!(progress.first_deferral.unwrap() <= clock::wall(), "the span begins anew");
+    }
+}
+
+#[tokio::test]
+async fn a_due_that_lies_a_day_ahead_after_a_start_is_tried_within_retry_max() {
+    let stand = Stand::new().await;
+    let mut progress = stand.progress().await;
+    (progress.due, progress.attempts) = (UnixMillis(clock::wall().0 + DAY), ONE);
+    stand.apply(Op::Update { id: ID, progress }).await;
+    let stand = stand.restarted().await;
+    let began = clock::now();
+    let calls = stand.run(&[], Stand::is_done).await;
+    assert_eq!(parts(&calls), [[0, 1]]);
+    let waited = calls[0].at - began;
+    assert!(waited >= FIRST && waited < FIRST + PATIENCE / 2, "{waited:?}");
+}
+
+#[tokio::test]
+async fn mail_of_a_day_before_and_a_day_after_is_all_delivered_in_its_order() {
+    let wall = clock::wall().0;
+    let mut stand = Stand::new().await;
+    stand.apply(Op::Delete { id: ID }).await;
+    stand.concurrency = 1;
+    let mut ids = Vec::new();
+    for at in [wall + DAY, wall - DAY, wall, wall + 10 * DAY] {
+        for (due, attempts) in [(at, 0), (at, ONE)] {
+            let id = SpoolId::new(UnixMillis(at));
+            let envelope = Envelope { id, accepted: UnixMillis(at), ..envelope() };
+            stand.apply(Op::Put { envelope, body: Staged::Memory(b"hi".to_vec()) }).await;
+            if attempts > 0 {
+                let mut progress = Progress::new(UnixMillis(due), 2);
+                progress.attempts = attempts;
+                progress.first_deferral = Some(UnixMillis(at));
+                stand.apply(Op::Update { id, progress }).await;
+            }
+            ids.push((at > wall, id));
+        }
+    }
+    let stand = stand.restarted().await;
+    // The first of those that are due is deferred: it comes again with those whose due lies ahead.
+    let script = [Play::Later];
+    let calls = stand.run(&script, Stand::is_done).await;
+    assert_eq!(calls.len(), ids.len() + 1, "each once, and one twice: nothing is given up");
+    ids.sort();
+    let first: Vec<_> = ids.iter().filter(|(ahead, _)| !ahead).map(|(_, id)| *id).collect();
+    let called: Vec<_> = calls.iter().map(|call| call.id).collect();
+    assert_eq!(called[..first.len()], first);
+    let ahead: Vec<_> = ids.iter().filter(|(ahead, _)| *ahead).map(|(_, id)| *id).collect();
+    let then = called[first.len()..].iter().copied().filter(|id| *id != first[0]);
+    assert_eq!(then.collect::<Vec<_>>(), ahead);
+}
+
+#[tokio::test]
+async fn a_message_that_is_damaged_when_it_is_read_is_counted_and_stops_no_other() {
+    let stand = Stand::new().await;
+    let other = Envelope { id: SpoolId::from_u128(2), ..envelope() };
+    stand.apply(Op::Put { envelope: other, body: Staged::Memory(b"hi".to_vec()) }).await;
+    let log = stand.folder.path().join("spool/log");
+    for entry in std::fs::read_dir(log).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        // The first message's is the first record.
+        if let Some(at) = bytes.windows(13).position(|part| part == b"b@example.com") {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            std::fs::write(&path, changed).unwrap();
+        }
+    }
+    let left = |stand: &Stand, _: &[Call]| stand.spool.heads(None, 9).len() == 1;
+    let calls = stand.run(&[], left).await;
+    assert_eq!(calls.iter().map(|call| call.id.as_u128()).collect::<Vec<_>>(), [2]);
+    assert_eq!(stand.metrics.spool_damaged.get(), 1);
+    assert_eq!(stand.spool.heads(None, 9)[0].id, ID);
 }

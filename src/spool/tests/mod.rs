@@ -1052,12 +1052,14 @@ async fn a_trouble_is_shown_refuses_everything_and_ends_by_itself() {
     assert!(matches!(refused, Err(SpoolError::Full)), "{refused:?}");
     let trouble = log.health().trouble.unwrap();
     assert!(trouble.contains("No space left"), "{trouble}");
+    assert!(matches!(log.trouble(), Some(SpoolError::Full)));
     let before = disk.count.load(Ordering::SeqCst);
     let refused = log.apply(vec![done(1)], Durability::Durable).await;
     assert!(matches!(refused, Err(SpoolError::Full)), "{refused:?}");
     assert_eq!(disk.count.load(Ordering::SeqCst), before, "the disk is not tried again at once");
     disk.heal();
     until(|| log.health().trouble.is_none()).await;
+    assert!(log.trouble().is_none());
     durable(&log, vec![put(3, b"three"), done(1)]).await;
     assert_eq!(ids(&log), [3]);
     drop(log);
