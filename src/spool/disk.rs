@@ -12,8 +12,10 @@ use rustix::fs::{FlockOperation, flock};
 pub(super) trait Disk: Send + Sync + 'static {
     /// A new file, mode 0600 whatever the umask.
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
-    /// A file that is there.
+    /// A file that is there, to be written.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// A file that is there and is only read: it may be one that we may not write.
+    fn open_to_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
     /// The same for whoever reads it past the seam: the content of a message on its way out.
     fn open_body(&self, path: &Path) -> io::Result<File>;
     /// A folder, mode 0700 whatever the umask; it may be there already. Whether it is new.
@@ -62,10 +64,17 @@ impl From<io::Error> for LockError {
     }
 }
 
-/// All of a file.
-pub(super) fn read(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
-    let file = disk.open(path)?;
-    let mut bytes = vec![0; usize::try_from(file.len()?).map_err(io::Error::other)?];
+/// All of a file, which has at most `limit` octets: more than it can have is `InvalidData`.
+pub(super) fn read(disk: &dyn Disk, path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+    let file = disk.open_to_read(path)?;
+    let len = file.len()?;
+    let Some(len_in_memory) = usize::try_from(len).ok().filter(|len| *len <= limit) else {
+        let what = format!("it has {len} octets, and never more than {limit} were written");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    };
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len_in_memory)?;
+    bytes.resize(len_in_memory, 0);
     file.read_at(&mut bytes, 0)?;
     Ok(bytes)
 }
@@ -93,12 +102,11 @@ impl Disk for RealDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        // What is only read may be on a disk that is mounted read-only.
-        let file = match OpenOptions::new().read(true).write(true).open(path) {
-            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path)?,
-            opened => opened?,
-        };
-        Ok(Arc::new(file))
+        Ok(Arc::new(OpenOptions::new().read(true).write(true).open(path)?))
+    }
+
+    fn open_to_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(File::open(path)?))
     }
 
     fn open_body(&self, path: &Path) -> io::Result<File> {

@@ -39,6 +39,8 @@ const RETRY: Duration = Duration::from_secs(60);
 const CHECK: Duration = Duration::from_secs(60 * 60);
 /// Of the `.json` files.
 const FORMAT: u32 = 1;
+/// No `.json` is longer, in octets: not with a million recipients.
+const SHEET: usize = 512 * 1024 * 1024;
 /// What comes before the checksum of a `.json`, which is over all before this.
 const SUM: &str = ",\"sum\":";
 
@@ -64,8 +66,9 @@ pub(super) struct Cabinet {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Filed {
     pub(super) head: Head,
-    /// When it was put there, which is soon after it failed.
-    at: UnixMillis,
+    /// When it was put there, which is soon after it failed. Unknown where its `.json` could not be read at the start:
+    /// it never is too old then, for the next start may read it.
+    at: Option<UnixMillis>,
     /// Of the `.eml`, in octets.
     len: u64,
 }
@@ -149,7 +152,7 @@ impl Cabinet {
         self.filing.take_if(|filing| *filing == id);
         self.is_not_waiting(id);
         let head = head.unwrap_or(Filed::unread(id).head);
-        self.filed.insert(id, Filed { head, at, len });
+        self.filed.insert(id, Filed { head, at: Some(at), len });
         self.ending.remove(&id).and_then(|ending| ending.mark)
     }
 
@@ -209,7 +212,7 @@ impl Cabinet {
     }
 
     pub(super) fn failed_before(&self, time: UnixMillis) -> Vec<SpoolId> {
-        let old = self.filed.iter().filter(|(_, filed)| filed.at < time);
+        let old = self.filed.iter().filter(|(_, filed)| filed.at.is_some_and(|at| at < time));
         old.map(|(id, _)| *id).collect()
     }
 }
@@ -227,7 +230,7 @@ impl Filed {
             attempts: 0,
             in_doubt: false,
         };
-        Self { head, at: UnixMillis(0), len: 0 }
+        Self { head, at: None, len: 0 }
     }
 }
 
@@ -680,7 +683,7 @@ impl Read {
             attempts: self.progress.attempts,
             in_doubt: false,
         };
-        Filed { head, at: self.at, len: self.eml.len }
+        Filed { head, at: Some(self.at), len: self.eml.len }
     }
 }
 
@@ -728,8 +731,11 @@ pub(super) fn read_filed(
 ) -> Result<Stored, SpoolError> {
     let missing = |path: &Path| SpoolError::Damaged(id, format!("{} is missing", path.display()));
     let path = paths.json(id);
-    let json = disk::read(disk, &path).map_err(|error| match error.kind() {
+    let json = disk::read(disk, &path, SHEET).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => missing(&path),
+        io::ErrorKind::InvalidData => {
+            SpoolError::Damaged(id, format!("{}: {error}", path.display()))
+        }
         _ => SpoolError::Io(format!("reading {}", path.display()), error),
     })?;
     let read = read_sheet(id, &json);
@@ -912,14 +918,18 @@ impl Cabinet {
             ));
         }
         for id in self.filed.keys().copied().collect::<Vec<_>>() {
-            let sheet = match disk::read(disk, &paths.json(id)) {
+            let sheet = match disk::read(disk, &paths.json(id), SHEET) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     Err("it is missing".into())
                 }
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(error.to_string()),
                 // It may be there all the same, so it stays in the list.
                 Err(error) => {
                     let what = format!("message {id}: failed/{id}.json cannot be read: {error}");
                     report.damaged.push(what);
+                    if let Some(filed) = self.filed.get_mut(&id) {
+                        filed.at = None;
+                    }
                     continue;
                 }
                 Ok(json) => read_sheet(id, &json),
@@ -927,7 +937,7 @@ impl Cabinet {
             match sheet {
                 Ok(read) => {
                     let filed = read.filed();
-                    let len = disk.open(&paths.eml(id)).and_then(|file| file.len());
+                    let len = disk.open_to_read(&paths.eml(id)).and_then(|file| file.len());
                     if !len.as_ref().is_ok_and(|len| *len == filed.len) {
                         let what = match len {
                             Ok(len) => format!("has {len} octets instead of {}", filed.len),

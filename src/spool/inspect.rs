@@ -261,8 +261,12 @@ impl Disk for ReadOnly {
         Err(refused())
     }
 
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(File::open(path)?))
+    fn open(&self, _path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Err(refused())
+    }
+
+    fn open_to_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        RealDisk.open_to_read(path)
     }
 
     fn open_body(&self, path: &Path) -> io::Result<File> {

@@ -437,7 +437,7 @@ impl Files<'_> {
         let path = self.paths.segment(place.segment);
         let read = || {
             let mut bytes = vec![0; len];
-            self.disk.open(&path)?.read_at(&mut bytes, place.offset)?;
+            self.disk.open_to_read(&path)?.read_at(&mut bytes, place.offset)?;
             Ok(bytes)
         };
         read().map_err(|error: io::Error| match error.kind() {

@@ -43,7 +43,7 @@ pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenEr
     // The header that this start writes says that they are synced, so they are.
     for number in &found.unsynced {
         let path = paths.segment(*number);
-        let sync = disk.open(&path).and_then(|file| file.sync());
+        let sync = disk.open_to_read(&path).and_then(|file| file.sync());
         sync.map_err(Failure::at(format!("syncing {}", path.display())))?;
     }
     if !found.unsynced.is_empty() {
@@ -141,7 +141,7 @@ fn list(disk: &dyn Disk, paths: &Paths) -> Result<Vec<Listed>, OpenError> {
     for number in numbers {
         let path = paths.segment(number);
         let read = || -> io::Result<(u64, Vec<u8>)> {
-            let file = disk.open(&path)?;
+            let file = disk.open_to_read(&path)?;
             let len = file.len()?;
             let mut start =
                 vec![0; usize::try_from(len).unwrap_or(usize::MAX).min(segment::HEADER)];
@@ -282,7 +282,7 @@ impl Replay<'_> {
         };
         let path = self.paths.segment(number);
         let reading = || Failure::at(format!("reading {}", path.display()));
-        let file = self.disk.open(&path).map_err(reading())?;
+        let file = self.disk.open_to_read(&path).map_err(reading())?;
         let read = |offset, len, bytes: &mut Vec<u8>| {
             record_at(&*file, listed.len, offset, len, bytes).map_err(reading())
         };
@@ -361,7 +361,7 @@ impl Replay<'_> {
             let path = self.paths.bodies.join(&*file.name);
             let is_there = stray.remove(&*file.name);
             let len = if is_there {
-                self.disk.open(&path).and_then(|file| file.len()).unwrap_or(0)
+                self.disk.open_to_read(&path).and_then(|file| file.len()).unwrap_or(0)
             } else {
                 0
             };
@@ -450,7 +450,7 @@ fn blanks(disk: &dyn Disk, paths: &Paths) -> Result<Blanks, OpenError> {
         let path = paths.log.join(&name);
         if let Some(number) = segment::parse_spare(&name) {
             blanks.highest = blanks.highest.max(number);
-            match disk.open(&path).and_then(|file| file.len()) {
+            match disk.open_to_read(&path).and_then(|file| file.len()) {
                 Ok(len) if len > 0 => blanks.spares.push(Spare { path, len }),
                 Ok(_) | Err(_) => blanks.unnamed.push(path),
             }
@@ -511,7 +511,7 @@ fn octets_into(
 ) -> Result<(), OpenError> {
     let path = paths.segment(number);
     let mut read = || {
-        let file = disk.open(&path)?;
+        let file = disk.open_to_read(&path)?;
         bytes.clear();
         bytes.resize(usize::try_from(file.len()?).map_err(io::Error::other)?, 0);
         file.read_at(bytes, 0)

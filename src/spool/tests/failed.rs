@@ -399,3 +399,63 @@ async fn one_that_cannot_be_read_now_keeps_no_other_from_being_filed() {
     log.shared.wait_until_filed();
     assert!(is_in_log(&log, 1) && !is_in_log(&log, 2));
 }
+
+#[tokio::test]
+async fn a_failed_message_that_could_not_be_read_at_the_start_does_not_expire() {
+    for ending in [".json", ".eml"] {
+        let (dir, log, stored) = with_filed(b"hello").await;
+        drop(log);
+        let before = files(&dir, FOLDER);
+        let disk = TestDisk::new();
+        *lock(&disk.bad_ending) = Some(ending);
+        let (log, report) = open_on(&disk, &dir).await;
+        assert_eq!((ids(&log), report.damaged.len()), (vec![1], 1), "{report:?}");
+        *lock(&disk.bad_ending) = None;
+        let shared = Arc::clone(&log.shared);
+        // An hour later: what is of 1970 is too old.
+        let expire = move || crate::spool::failed::expire(&shared, UnixMillis(1_000_000));
+        tokio::task::spawn_blocking(expire).await.unwrap();
+        log.shared.wait_until_filed();
+        assert_eq!((ids(&log), files(&dir, FOLDER)), (vec![1], before.clone()));
+        if ending == ".json" {
+            let shared = Arc::clone(&log.shared);
+            let end = UnixMillis(u64::MAX);
+            let expire = move || crate::spool::failed::expire(&shared, end);
+            tokio::task::spawn_blocking(expire).await.unwrap();
+            log.shared.wait_until_filed();
+            assert_eq!((ids(&log), files(&dir, FOLDER)), (vec![1], before));
+        }
+        assert_eq!(log.open(id(1)).await.unwrap().envelope, stored.envelope);
+        drop(log);
+        let (_log, report) = open(&dir).await;
+        assert_eq!(report, Report { messages: 1, ..Report::default() });
+    }
+}
+
+#[tokio::test]
+async fn what_may_only_be_read_is_read() {
+    let (dir, log, stored) = with_filed(b"hello").await;
+    durable(&log, vec![put(2, b"queued")]).await;
+    drop(log);
+    for file in files(&dir, FOLDER).into_iter().chain(segments(&dir)) {
+        fs::set_permissions(file, fs::Permissions::from_mode(0o400)).unwrap();
+    }
+    let (log, report) = open(&dir).await;
+    assert_eq!(report, Report { messages: 2, ..Report::default() });
+    assert_eq!(log.open(id(1)).await.unwrap().envelope, stored.envelope);
+    assert_eq!(body(&log, 2).await, b"queued");
+}
+
+#[tokio::test]
+async fn a_json_that_is_too_long_is_damage_and_no_start_aborts_for_it() {
+    let (dir, log, _) = with_filed(b"hello").await;
+    drop(log);
+    let json = File::options().write(true).open(path(&dir, 1, "json")).unwrap();
+    json.set_len(1 << 40).unwrap();
+    let (log, report) = open(&dir).await;
+    assert_eq!((ids(&log), report.damaged.len()), (vec![], 1), "{report:?}");
+    assert!(report.damaged[0].contains(".json: it has 1099511627776 octets"), "{report:?}");
+    log.shared.wait_until_filed();
+    assert_eq!(files(&dir, FOLDER).len(), 2);
+    assert_eq!(fs::metadata(path(&dir, 1, "json")).unwrap().len(), 1 << 40);
+}
