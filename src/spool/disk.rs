@@ -41,6 +41,10 @@ pub(super) trait DiskFile: Send + Sync {
     fn len(&self) -> io::Result<u64>;
     /// Fills `bytes`, or fails.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
+    /// From `offset` up to here there is a hole, which reads as zeros. `offset` itself where nothing is known of holes.
+    fn end_of_hole(&self, offset: u64) -> u64 {
+        offset
+    }
     /// All of `bytes`. After an error any part of them may be there.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Content and length are on stable storage.
@@ -77,6 +81,11 @@ pub(super) fn read(disk: &dyn Disk, path: &Path, limit: usize) -> io::Result<Vec
     bytes.resize(len_in_memory, 0);
     file.read_at(&mut bytes, 0)?;
     Ok(bytes)
+}
+
+/// The medium does not give back what it holds there. All else on it may be well.
+pub(super) fn is_of_medium(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 /// btrfs, zfs and bcachefs, as statfs(2) names them.
@@ -182,6 +191,15 @@ impl DiskFile for File {
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
         self.read_exact_at(bytes, offset)
+    }
+
+    fn end_of_hole(&self, offset: u64) -> u64 {
+        match rustix::fs::seek(self, rustix::fs::SeekFrom::Data(offset)) {
+            Ok(data) => data,
+            // To its end.
+            Err(rustix::io::Errno::NXIO) => self.metadata().map_or(offset, |data| data.len()),
+            Err(_) => offset,
+        }
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {

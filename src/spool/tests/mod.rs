@@ -25,6 +25,7 @@ use crate::smtp::reply::EnhancedStatus;
 
 mod failed;
 mod fuzz;
+mod media;
 mod power;
 mod sim_disk;
 
@@ -238,6 +239,10 @@ impl DiskFile for TestFile {
             return Err(io::Error::from_raw_os_error(EIO));
         }
         self.file.read_at(bytes, offset)
+    }
+
+    fn end_of_hole(&self, offset: u64) -> u64 {
+        self.file.end_of_hole(offset)
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
