@@ -57,7 +57,7 @@ pub(super) type Lock = Box<dyn Send>;
 
 #[derive(Debug)]
 pub(super) enum LockError {
-    /// What the holder wrote of itself.
+    /// What the holder wrote of itself; empty where that cannot be read.
     Held(String),
     Io(io::Error),
 }
@@ -66,6 +66,16 @@ impl From<io::Error> for LockError {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
+}
+
+/// What the holder of a lock wrote of itself. A file may have any content: only what can be shown of it.
+pub(super) fn holder(lock: &File) -> String {
+    let mut bytes = Vec::new();
+    // That somebody holds it is known without.
+    drop(lock.take(64).read_to_end(&mut bytes));
+    let text: String =
+        bytes.into_iter().filter(|byte| (b' '..=b'~').contains(byte)).map(char::from).collect();
+    text.trim().to_owned()
 }
 
 /// All of a file, which has at most `limit` octets: more than it can have is `InvalidData`.
@@ -166,9 +176,7 @@ impl Disk for RealDisk {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut holder = String::new();
-                file.take(64).read_to_string(&mut holder)?;
-                return Err(LockError::Held(holder.trim().to_owned()));
+                return Err(LockError::Held(holder(&file)));
             }
             Err(error) => return Err(LockError::Io(error.into())),
         }

@@ -13,6 +13,7 @@
 //! - When anything happens to a message while it is being filed, the filing comes to nothing, and its files go too.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io;
 use std::mem;
 use std::ops::Bound;
@@ -637,10 +638,15 @@ struct Eml {
     content_crc: u32,
 }
 
+/// What a `.json` of any format has.
+#[derive(Deserialize)]
+struct AnySheet {
+    format: u32,
+}
+
 /// A `.json`.
 #[derive(Serialize, Deserialize)]
 struct Sheet {
-    format: u32,
     id: String,
     /// When it was put here, in milliseconds since 1970.
     failed: u64,
@@ -687,28 +693,59 @@ impl Read {
     }
 }
 
-fn read_sheet(id: SpoolId, json: &[u8]) -> Result<Read, String> {
+/// Why a `.json` tells nothing.
+#[derive(Debug)]
+enum Unreadable {
+    OtherFormat(u32),
+    Damaged(String),
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OtherFormat(format) => {
+                write!(f, "its format {format} is that of another version of the program")
+            }
+            Self::Damaged(what) => f.write_str(what),
+        }
+    }
+}
+
+impl From<String> for Unreadable {
+    fn from(what: String) -> Self {
+        Self::Damaged(what)
+    }
+}
+
+impl From<&str> for Unreadable {
+    fn from(what: &str) -> Self {
+        what.to_owned().into()
+    }
+}
+
+fn read_sheet(id: SpoolId, json: &[u8]) -> Result<Read, Unreadable> {
     let at = json.windows(SUM.len()).rposition(|words| words == SUM.as_bytes());
     let (summed, sum) = json.split_at(at.ok_or("it has no checksum")?);
     let sum = std::str::from_utf8(&sum[SUM.len()..]).ok();
     let sum = sum.and_then(|sum| sum.trim_end().strip_suffix('}')?.parse().ok());
     if sum != Some(crc32c::crc32c(summed)) {
-        return Err("it is not what was written (checksum)".to_owned());
+        return Err("it is not what was written (checksum)".into());
+    }
+    let AnySheet { format } = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    if format != FORMAT {
+        return Err(Unreadable::OtherFormat(format));
     }
     let sheet: Sheet = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-    if sheet.format > FORMAT {
-        return Err(format!("its format {} is of a later version", sheet.format));
-    }
     if sheet.id != id.to_string() {
-        return Err(format!("it is of message {}", sheet.id));
+        return Err(format!("it is of message {}", sheet.id).into());
     }
     let (envelope, _) = wire::read_envelope(id, sheet.envelope.to_string().as_bytes())?;
     let progress = wire::read_progress(sheet.progress.to_string().as_bytes())?;
     if progress.rcpts.len() != envelope.rcpts.len() {
-        return Err("its progress does not fit its envelope".to_owned());
+        return Err("its progress does not fit its envelope".into());
     }
     if sheet.eml.prepend > sheet.eml.len || sheet.eml.prepend != envelope.prepend.len() as u64 {
-        return Err("its lengths do not fit".to_owned());
+        return Err("its lengths do not fit".into());
     }
     Ok(Read { envelope, progress, at: UnixMillis(sheet.failed), eml: sheet.eml })
 }
@@ -922,7 +959,9 @@ impl Cabinet {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     Err("it is missing".into())
                 }
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(error.to_string()),
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    Err(error.to_string().into())
+                }
                 // It may be there all the same, so it stays in the list.
                 Err(error) => {
                     let what = format!("message {id}: failed/{id}.json cannot be read: {error}");
@@ -947,7 +986,11 @@ impl Cabinet {
                     }
                     self.filed.insert(id, filed);
                 }
-                Err(what) => {
+                Err(Unreadable::OtherFormat(version)) => {
+                    let file = paths.json(id);
+                    return Err(OpenError::OtherFormat { file, version, ours: FORMAT });
+                }
+                Err(Unreadable::Damaged(what)) => {
                     report.damaged.push(format!("message {id}: failed/{id}.json: {what}"));
                     self.filed.remove(&id);
                 }

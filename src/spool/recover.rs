@@ -156,7 +156,7 @@ fn list(disk: &dyn Disk, paths: &Paths) -> Result<Vec<Listed>, OpenError> {
         if let Some(Header { version, .. }) = header
             && version != segment::VERSION
         {
-            return Err(OpenError::OtherFormat { file: path, version });
+            return Err(OpenError::OtherFormat { file: path, version, ours: segment::VERSION });
         }
         let header = header.filter(|header| header.number == number);
         segments.push(Listed { number, len, header, is_foreign: false, proven: 0 });

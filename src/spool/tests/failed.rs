@@ -459,3 +459,34 @@ async fn a_json_that_is_too_long_is_damage_and_no_start_aborts_for_it() {
     assert_eq!(files(&dir, FOLDER).len(), 2);
     assert_eq!(fs::metadata(path(&dir, 1, "json")).unwrap().len(), 1 << 40);
 }
+
+#[tokio::test]
+async fn a_json_of_another_format_is_refused_by_name_and_nothing_is_changed() {
+    let (dir, log, _) = with_filed(b"hello").await;
+    drop(log);
+    let json = path(&dir, 1, "json");
+    let ours = fs::read_to_string(&json).unwrap();
+    let stray = dir.path().join("spool/tmp/stray");
+    fs::write(&stray, b"of a crash").unwrap();
+    for (format, says) in [(2, "a later"), (0, "an earlier")] {
+        // All but the format and the checksum may be another.
+        for rest in [ours.strip_prefix("{\"format\":1").unwrap(), ",\"sum\":0}\n"] {
+            let mut sheet = format!("{{\"format\":{format}{rest}").into_bytes();
+            crate::spool::failed::mend_sum(&mut sheet);
+            fs::write(&json, &sheet).unwrap();
+            let refused = Log::open(&at(dir.path())).await.unwrap_err();
+            let says = format!(
+                "{} was written by {says} version of the program: its format is {format}, this program reads 1",
+                json.display()
+            );
+            assert!(refused.to_string().starts_with(&says), "{refused}");
+            assert!(matches!(refused, OpenError::OtherFormat { .. }));
+            assert_eq!(fs::read(&json).unwrap(), sheet);
+            assert!(stray.exists());
+        }
+    }
+    // A digit that was flipped is damage.
+    fs::write(&json, ours.replace("{\"format\":1", "{\"format\":3")).unwrap();
+    let (_log, report) = open(&dir).await;
+    assert!(report.damaged[0].contains("it is not what was written"), "{report:?}");
+}

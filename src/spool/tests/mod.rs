@@ -1282,6 +1282,28 @@ async fn a_second_daemon_is_told_who_has_the_spool() {
     Log::open(&at(dir.path())).await.unwrap();
 }
 
+#[tokio::test]
+async fn whatever_a_lock_says_it_is_told_that_it_is_held() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = Log::open(&at(dir.path())).await.unwrap();
+    let long = [b'9'; 1000];
+    let path = dir.path().join("spool");
+    for (content, says) in [
+        (&b""[..], "another process".to_owned()),
+        (b"\xff\xfe\n", "another process".to_owned()),
+        (b"\x1b[31m12\xff\n", "process [31m12".to_owned()),
+        (&long, format!("process {}", "9".repeat(64))),
+    ] {
+        fs::write(path.join("lock"), content).unwrap();
+        let text = Log::open(&at(dir.path())).await.unwrap_err().to_string();
+        let start = format!("the spool {} is in use by {says}: ", path.display());
+        assert_eq!(text, format!("{start}stop it, or give this one another spool.path"));
+        let text = inspect::Inspection::open(&path).unwrap_err().to_string();
+        assert!(text.starts_with(&start) && text.ends_with("stop it first"), "{text}");
+    }
+    log.close().await;
+}
+
 #[test]
 fn an_index_tells_what_counts_at_the_end_of_a_segment() {
     let memory = |n| Record::put(&envelope(n), b"hello".to_vec());
