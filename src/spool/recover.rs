@@ -247,7 +247,7 @@ impl Replay<'_> {
         // What is missing before a batch that is there was lost with the medium, and is no torn tail.
         let proven = match unread.octets.is_empty() {
             true => proven,
-            false => proven.max(scan.highest.saturating_sub(1)),
+            false => proven.max(scan.highest.min(limit).saturating_sub(1)),
         };
         if let Some(what) = unread.to_text() {
             self.report.damaged.push(format!("{}: {what}", name(number)));

@@ -137,14 +137,17 @@ async fn no_length_of_a_segment_keeps_the_spool_from_starting() {
     let (dir, segment, _) = indexed().await;
     let stranger = segment.with_file_name(segment::name(number(&segment) + 1));
     File::create_new(&stranger).unwrap();
-    for path in [&segment, &stranger] {
+    // Nothing is in a spare, so it goes.
+    let spare = segment.with_file_name(segment::spare(1 << 32));
+    File::create_new(&spare).unwrap();
+    for path in [&segment, &stranger, &spare] {
         File::options().write(true).open(path).unwrap().set_len(1 << 40).unwrap();
     }
     let (log, report) = open(&dir).await;
     assert_eq!(ids(&log), (1..=2000).collect::<Vec<_>>());
     let cut = |it: &&String| it.contains("it has 1099511627776 octets, more than a segment has");
     assert_eq!(report.damaged.iter().filter(cut).count(), 2, "{report:?}");
-    assert!(is_kept(&dir, &segment) && is_kept(&dir, &stranger));
+    assert!(is_kept(&dir, &segment) && is_kept(&dir, &stranger) && !spare.exists());
     durable(&log, vec![put(9_000, b"after")]).await;
     drop(log);
     let (log, _) = open(&dir).await;
