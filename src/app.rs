@@ -183,7 +183,12 @@ impl App {
 fn tell(report: &Report) {
     let Report { messages, in_doubt, damaged, torn, strays, is_copy_on_write } = report;
     for damage in damaged {
-        error!(event = "damaged", %damage, "the spool is damaged: {damage}; all else in it is kept and delivered");
+        error!(
+            event = "damaged",
+            %damage,
+            "the spool is damaged: {damage}; all else in it is kept and delivered. See the folder damaged in the spool; \
+             while the daemon is down, `mailsluice spool verify` says what is damaged"
+        );
     }
     if *torn || *strays > 0 {
         info!(

@@ -2,11 +2,13 @@
 
 use std::fmt::{self, Write as _};
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufWriter, StdoutLock, Write};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, StdoutLock, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::envelope::{Head, Priority, QueueState, Rcpt, RcptStatus, SpoolId, UnixMillis};
@@ -21,9 +23,10 @@ const SHOWN: usize = 3;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The daemon must be down: while it runs, these commands end with 75. Exit codes: 0 all right; 65 \
-something is damaged; 66 no spool, or no such message; 73 a file to be written exists already or cannot be written; \
-75 a daemon has the spool."
+    after_help = "The daemon must be down: while it runs, these commands end with 75. Exit codes: 0 all right; 64 \
+wrong usage, or an export into the spool itself; 65 something is damaged; 66 no spool, or no such message; 71 the \
+system refused, or another version of the program has written the spool; 73 a file to be written exists already with \
+another content, or cannot be written; 75 a daemon has the spool; 78 the configuration is wrong."
 )]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -59,7 +62,8 @@ enum Command {
     },
     /// Write each message to DIR/ID.eml, as it would be sent, and its envelope and progress to DIR/ID.json after it
     Export {
-        /// Where to; made where it is not there (mode 0700). Nothing in it is overwritten
+        /// Where to; made where it is not there (mode 0700). Nothing in it is overwritten; an export that was cut off
+        /// can be run again
         #[arg(value_name = "DIR")]
         folder: PathBuf,
         /// Only messages in this state
@@ -334,29 +338,55 @@ fn export(
     let mut is_damaged = warn_of_damage(&spool);
     let make = DirBuilder::new().recursive(true).mode(0o700).create(folder);
     make.map_err(|error| cannot("making the folder", folder, &error))?;
-    let (mut written, mut kept) = (0, 0);
+    let _lock = lock(folder).map_err(|error| cannot("writing to", folder, &error))?;
+    let (mut written, mut there, mut kept) = (0, 0, 0);
     for head in spool.heads().filter(|head| state.is_none_or(|state| state == State::of(head))) {
         match export_one(&spool, &head, folder) {
-            Ok(()) => written += 1,
+            Ok(Export::Written) => written += 1,
+            Ok(Export::WasThere) => there += 1,
             Err(ExportError::Message(error)) => {
                 is_damaged = true;
                 eprintln!("not exported: {}", shown(&error.to_string()));
             }
             Err(ExportError::File(path, error)) if error.kind() == io::ErrorKind::AlreadyExists => {
                 kept += 1;
-                eprintln!("not exported: {} exists already and is not overwritten", path.display());
+                eprintln!(
+                    "not exported: {} exists already with another content and is not overwritten",
+                    path.display()
+                );
             }
             Err(ExportError::File(path, error)) => return Err(cannot("writing", &path, &error)),
         }
     }
     let sync = File::open(folder).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
     sync.map_err(|error| cannot("syncing", folder, &error))?;
-    writeln!(out, "{} written to {}", several(written, "message"), folder.display())?;
+    write!(out, "{} written to {}", several(written, "message"), folder.display())?;
+    match there {
+        0 => writeln!(out)?,
+        there => writeln!(out, ", where {there} more had been written before")?,
+    }
     Ok(match (is_damaged, kept) {
         (true, _) => super::EX_DATAERR,
         (false, 0) => 0,
         (false, _) => super::EX_CANTCREAT,
     })
+}
+
+/// Another export to the same folder would take our unfinished files for left-over ones. A file system without locks
+/// does without.
+fn lock(folder: &Path) -> io::Result<File> {
+    let file = File::open(folder)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(io::Error::other("another export is writing there")),
+        Ok(()) | Err(_) => Ok(file),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Export {
+    Written,
+    /// All of it, and the same.
+    WasThere,
 }
 
 enum ExportError {
@@ -367,32 +397,90 @@ enum ExportError {
 }
 
 /// The JSON comes last: a message that has it is whole.
-fn export_one(spool: &Inspection, head: &Head, folder: &Path) -> Result<(), ExportError> {
+fn export_one(spool: &Inspection, head: &Head, folder: &Path) -> Result<Export, ExportError> {
     let id = head.id;
     let stored = spool.read(id).map_err(ExportError::Message)?;
-    let chunks = inspect::chunks(id, &stored);
-    write_new(&folder.join(format!("{id}.eml")), chunks)?;
+    let eml = write_new(folder, &format!("{id}.eml"), inspect::chunks(id, &stored))?;
     let json = Message::json(head, &stored);
-    write_new(&folder.join(format!("{id}.json")), [Ok(json)])
+    let json = write_new(folder, &format!("{id}.json"), [Ok(json)])?;
+    Ok(match (eml, json) {
+        (Export::WasThere, Export::WasThere) => Export::WasThere,
+        (Export::Written, _) | (_, Export::Written) => Export::Written,
+    })
 }
 
-/// Leaves no part of a file behind.
+/// Whatever has its final name is whole, though a kill may come at any time. A file that is there is looked at instead
+/// of written.
 fn write_new(
-    path: &Path,
+    folder: &Path,
+    name: &str,
     chunks: impl IntoIterator<Item = Result<impl AsRef<[u8]>, SpoolError>>,
-) -> Result<(), ExportError> {
-    let failed = |error| ExportError::File(path.to_owned(), error);
-    let create = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+) -> Result<Export, ExportError> {
+    let (path, part) = (folder.join(name), folder.join(format!(".{name}.part")));
+    let failed = |error| ExportError::File(path.clone(), error);
+    match fs::symlink_metadata(&path) {
+        Ok(found) if found.is_file() => {
+            return match is_same(&path, chunks)? {
+                true => Ok(Export::WasThere),
+                false => Err(failed(io::ErrorKind::AlreadyExists.into())),
+            };
+        }
+        Ok(_) => return Err(failed(io::ErrorKind::AlreadyExists.into())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    // An export that was cut off has left it.
+    match fs::remove_file(&part) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let create = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part);
     let mut file = create.map_err(failed)?;
     let mut chunks = chunks.into_iter();
-    let written = chunks.try_for_each(|chunk| {
-        file.write_all(chunk.map_err(ExportError::Message)?.as_ref()).map_err(failed)
-    });
-    if written.is_err() {
+    let written = chunks
+        .try_for_each(|chunk| {
+            file.write_all(chunk.map_err(ExportError::Message)?.as_ref()).map_err(failed)
+        })
+        .and_then(|()| rename_new(&part, &path).map_err(failed));
+    if let Err(error) = written {
         // The error that is told is the first.
-        drop(fs::remove_file(path));
+        drop(fs::remove_file(&part));
+        return Err(error);
     }
-    written
+    Ok(Export::Written)
+}
+
+/// Whether the file has this content.
+fn is_same(
+    path: &Path,
+    chunks: impl IntoIterator<Item = Result<impl AsRef<[u8]>, SpoolError>>,
+) -> Result<bool, ExportError> {
+    let failed = |error| ExportError::File(path.to_owned(), error);
+    let mut file = BufReader::new(File::open(path).map_err(failed)?);
+    let mut there = Vec::new();
+    for chunk in chunks {
+        let chunk = chunk.map_err(ExportError::Message)?;
+        let chunk = chunk.as_ref();
+        there.clear();
+        let read = (&mut file).take(chunk.len() as u64).read_to_end(&mut there);
+        read.map_err(failed)?;
+        if there != chunk {
+            return Ok(false);
+        }
+    }
+    Ok(file.fill_buf().map_err(failed)?.is_empty())
+}
+
+/// Gives a file its name where none has it.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Not every file system knows how, and those that do not have links.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            fs::hard_link(from, to)?;
+            fs::remove_file(from)
+        }
+        renamed => Ok(renamed?),
+    }
 }
 
 /// Whether `folder`, which may not be there yet, is in `root` or is it.

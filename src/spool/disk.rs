@@ -12,8 +12,10 @@ use rustix::fs::{FlockOperation, flock};
 pub(super) trait Disk: Send + Sync + 'static {
     /// A new file, mode 0600 whatever the umask.
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
-    /// A file that is there.
+    /// A file that is there, to be written.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// A file that is there and is only read: it may be one that we may not write.
+    fn open_to_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
     /// The same for whoever reads it past the seam: the content of a message on its way out.
     fn open_body(&self, path: &Path) -> io::Result<File>;
     /// A folder, mode 0700 whatever the umask; it may be there already. Whether it is new.
@@ -39,6 +41,10 @@ pub(super) trait DiskFile: Send + Sync {
     fn len(&self) -> io::Result<u64>;
     /// Fills `bytes`, or fails.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
+    /// From `offset` up to here there is a hole, which reads as zeros. `offset` itself where nothing is known of holes.
+    fn end_of_hole(&self, offset: u64) -> u64 {
+        offset
+    }
     /// All of `bytes`. After an error any part of them may be there.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Content and length are on stable storage.
@@ -51,7 +57,7 @@ pub(super) type Lock = Box<dyn Send>;
 
 #[derive(Debug)]
 pub(super) enum LockError {
-    /// What the holder wrote of itself.
+    /// What the holder wrote of itself; empty where that cannot be read.
     Held(String),
     Io(io::Error),
 }
@@ -62,12 +68,34 @@ impl From<io::Error> for LockError {
     }
 }
 
-/// All of a file.
-pub(super) fn read(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
-    let file = disk.open(path)?;
-    let mut bytes = vec![0; usize::try_from(file.len()?).map_err(io::Error::other)?];
+/// What the holder of a lock wrote of itself. A file may have any content: only what can be shown of it.
+pub(super) fn holder(lock: &File) -> String {
+    let mut bytes = Vec::new();
+    // That somebody holds it is known without.
+    drop(lock.take(64).read_to_end(&mut bytes));
+    let text: String =
+        bytes.into_iter().filter(|byte| (b' '..=b'~').contains(byte)).map(char::from).collect();
+    text.trim().to_owned()
+}
+
+/// All of a file, which has at most `limit` octets: more than it can have is `InvalidData`.
+pub(super) fn read(disk: &dyn Disk, path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+    let file = disk.open_to_read(path)?;
+    let len = file.len()?;
+    let Some(len_in_memory) = usize::try_from(len).ok().filter(|len| *len <= limit) else {
+        let what = format!("it has {len} octets, and never more than {limit} were written");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    };
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len_in_memory)?;
+    bytes.resize(len_in_memory, 0);
     file.read_at(&mut bytes, 0)?;
     Ok(bytes)
+}
+
+/// The medium does not give back what it holds there. All else on it may be well.
+pub(super) fn is_of_medium(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 /// btrfs, zfs and bcachefs, as statfs(2) names them.
@@ -93,12 +121,11 @@ impl Disk for RealDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        // What is only read may be on a disk that is mounted read-only.
-        let file = match OpenOptions::new().read(true).write(true).open(path) {
-            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path)?,
-            opened => opened?,
-        };
-        Ok(Arc::new(file))
+        Ok(Arc::new(OpenOptions::new().read(true).write(true).open(path)?))
+    }
+
+    fn open_to_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(File::open(path)?))
     }
 
     fn open_body(&self, path: &Path) -> io::Result<File> {
@@ -149,9 +176,7 @@ impl Disk for RealDisk {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut holder = String::new();
-                file.take(64).read_to_string(&mut holder)?;
-                return Err(LockError::Held(holder.trim().to_owned()));
+                return Err(LockError::Held(holder(&file)));
             }
             Err(error) => return Err(LockError::Io(error.into())),
         }
@@ -174,6 +199,15 @@ impl DiskFile for File {
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
         self.read_exact_at(bytes, offset)
+    }
+
+    fn end_of_hole(&self, offset: u64) -> u64 {
+        match rustix::fs::seek(self, rustix::fs::SeekFrom::Data(offset)) {
+            Ok(data) => data,
+            // To its end.
+            Err(rustix::io::Errno::NXIO) => self.metadata().map_or(offset, |data| data.len()),
+            Err(_) => offset,
+        }
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {

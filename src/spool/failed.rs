@@ -13,6 +13,7 @@
 //! - When anything happens to a message while it is being filed, the filing comes to nothing, and its files go too.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io;
 use std::mem;
 use std::ops::Bound;
@@ -39,6 +40,8 @@ const RETRY: Duration = Duration::from_secs(60);
 const CHECK: Duration = Duration::from_secs(60 * 60);
 /// Of the `.json` files.
 const FORMAT: u32 = 1;
+/// No `.json` is longer, in octets: not with a million recipients.
+const SHEET: usize = 512 * 1024 * 1024;
 /// What comes before the checksum of a `.json`, which is over all before this.
 const SUM: &str = ",\"sum\":";
 
@@ -64,8 +67,9 @@ pub(super) struct Cabinet {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Filed {
     pub(super) head: Head,
-    /// When it was put there, which is soon after it failed.
-    at: UnixMillis,
+    /// When it was put there, which is soon after it failed. Unknown where its `.json` could not be read at the start:
+    /// it never is too old then, for the next start may read it.
+    at: Option<UnixMillis>,
     /// Of the `.eml`, in octets.
     len: u64,
 }
@@ -157,7 +161,7 @@ impl Cabinet {
         self.filing.take_if(|filing| *filing == id);
         self.is_not_waiting(id);
         let head = head.unwrap_or(Filed::unread(id).head);
-        self.filed.insert(id, Filed { head, at, len });
+        self.filed.insert(id, Filed { head, at: Some(at), len });
         self.ending.remove(&id).and_then(|ending| ending.mark)
     }
 
@@ -217,7 +221,9 @@ impl Cabinet {
     }
 
     pub(super) fn failed_before(&self, time: UnixMillis) -> Vec<SpoolId> {
-        let is_old = |id: &SpoolId, at| at < time && !self.asked_for.contains_key(id);
+        let is_old = |id: &SpoolId, at: Option<UnixMillis>| {
+            at.is_some_and(|at| at < time) && !self.asked_for.contains_key(id)
+        };
         let old = self.filed.iter().filter(|(id, filed)| is_old(id, filed.at));
         old.map(|(id, _)| *id).collect()
     }
@@ -236,7 +242,7 @@ impl Filed {
             attempts: 0,
             in_doubt: false,
         };
-        Self { head, at: UnixMillis(0), len: 0 }
+        Self { head, at: None, len: 0 }
     }
 }
 
@@ -661,10 +667,15 @@ struct Eml {
     content_crc: u32,
 }
 
+/// What a `.json` of any format has.
+#[derive(Deserialize)]
+struct AnySheet {
+    format: u32,
+}
+
 /// A `.json`.
 #[derive(Serialize, Deserialize)]
 struct Sheet {
-    format: u32,
     id: String,
     /// When it was put here, in milliseconds since 1970.
     failed: u64,
@@ -707,32 +718,63 @@ impl Read {
             attempts: self.progress.attempts,
             in_doubt: false,
         };
-        Filed { head, at: self.at, len: self.eml.len }
+        Filed { head, at: Some(self.at), len: self.eml.len }
     }
 }
 
-fn read_sheet(id: SpoolId, json: &[u8]) -> Result<Read, String> {
+/// Why a `.json` tells nothing.
+#[derive(Debug)]
+enum Unreadable {
+    OtherFormat(u32),
+    Damaged(String),
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OtherFormat(format) => {
+                write!(f, "its format {format} is that of another version of the program")
+            }
+            Self::Damaged(what) => f.write_str(what),
+        }
+    }
+}
+
+impl From<String> for Unreadable {
+    fn from(what: String) -> Self {
+        Self::Damaged(what)
+    }
+}
+
+impl From<&str> for Unreadable {
+    fn from(what: &str) -> Self {
+        what.to_owned().into()
+    }
+}
+
+fn read_sheet(id: SpoolId, json: &[u8]) -> Result<Read, Unreadable> {
     let at = json.windows(SUM.len()).rposition(|words| words == SUM.as_bytes());
     let (summed, sum) = json.split_at(at.ok_or("it has no checksum")?);
     let sum = std::str::from_utf8(&sum[SUM.len()..]).ok();
     let sum = sum.and_then(|sum| sum.trim_end().strip_suffix('}')?.parse().ok());
     if sum != Some(crc32c::crc32c(summed)) {
-        return Err("it is not what was written (checksum)".to_owned());
+        return Err("it is not what was written (checksum)".into());
+    }
+    let AnySheet { format } = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    if format != FORMAT {
+        return Err(Unreadable::OtherFormat(format));
     }
     let sheet: Sheet = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-    if sheet.format > FORMAT {
-        return Err(format!("its format {} is of a later version", sheet.format));
-    }
     if sheet.id != id.to_string() {
-        return Err(format!("it is of message {}", sheet.id));
+        return Err(format!("it is of message {}", sheet.id).into());
     }
     let (envelope, _) = wire::read_envelope(id, sheet.envelope.to_string().as_bytes())?;
     let progress = wire::read_progress(sheet.progress.to_string().as_bytes())?;
     if progress.rcpts.len() != envelope.rcpts.len() {
-        return Err("its progress does not fit its envelope".to_owned());
+        return Err("its progress does not fit its envelope".into());
     }
     if sheet.eml.prepend > sheet.eml.len || sheet.eml.prepend != envelope.prepend.len() as u64 {
-        return Err("its lengths do not fit".to_owned());
+        return Err("its lengths do not fit".into());
     }
     Ok(Read { envelope, progress, at: UnixMillis(sheet.failed), eml: sheet.eml })
 }
@@ -755,8 +797,11 @@ pub(super) fn read_filed(
 ) -> Result<Stored, SpoolError> {
     let missing = |path: &Path| SpoolError::Damaged(id, format!("{} is missing", path.display()));
     let path = paths.json(id);
-    let json = disk::read(disk, &path).map_err(|error| match error.kind() {
+    let json = disk::read(disk, &path, SHEET).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => missing(&path),
+        io::ErrorKind::InvalidData => {
+            SpoolError::Damaged(id, format!("{}: {error}", path.display()))
+        }
         _ => SpoolError::Io(format!("reading {}", path.display()), error),
     })?;
     let read = read_sheet(id, &json);
@@ -939,14 +984,20 @@ impl Cabinet {
             ));
         }
         for id in self.filed.keys().copied().collect::<Vec<_>>() {
-            let sheet = match disk::read(disk, &paths.json(id)) {
+            let sheet = match disk::read(disk, &paths.json(id), SHEET) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     Err("it is missing".into())
+                }
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    Err(error.to_string().into())
                 }
                 // It may be there all the same, so it stays in the list.
                 Err(error) => {
                     let what = format!("message {id}: failed/{id}.json cannot be read: {error}");
                     report.damaged.push(what);
+                    if let Some(filed) = self.filed.get_mut(&id) {
+                        filed.at = None;
+                    }
                     continue;
                 }
                 Ok(json) => read_sheet(id, &json),
@@ -954,7 +1005,7 @@ impl Cabinet {
             match sheet {
                 Ok(read) => {
                     let filed = read.filed();
-                    let len = disk.open(&paths.eml(id)).and_then(|file| file.len());
+                    let len = disk.open_to_read(&paths.eml(id)).and_then(|file| file.len());
                     if !len.as_ref().is_ok_and(|len| *len == filed.len) {
                         let what = match len {
                             Ok(len) => format!("has {len} octets instead of {}", filed.len),
@@ -964,7 +1015,11 @@ impl Cabinet {
                     }
                     self.filed.insert(id, filed);
                 }
-                Err(what) => {
+                Err(Unreadable::OtherFormat(version)) => {
+                    let file = paths.json(id);
+                    return Err(OpenError::OtherFormat { file, version, ours: FORMAT });
+                }
+                Err(Unreadable::Damaged(what)) => {
                     report.damaged.push(format!("message {id}: failed/{id}.json: {what}"));
                     self.filed.remove(&id);
                 }

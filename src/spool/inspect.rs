@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::iter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 
-use super::disk::{Disk, DiskFile, Lock, LockError, RealDisk};
+use super::disk::{self, Disk, DiskFile, Lock, LockError, RealDisk};
 use super::failed;
 use super::index::Lies;
-use super::log::{Files, OpenError, Paths, Report};
+use super::log::{self, Files, OpenError, Paths, Report};
 use super::recover::{self, Depth, Recovered};
 use super::{Failure, SpoolError, Stored};
 use crate::envelope::{Body, Head, QueueState, SpoolId};
@@ -44,13 +44,18 @@ impl fmt::Display for InspectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotASpool(path) => {
-                write!(f, "{} is not a spool: it has no folder log", path.display())
+                write!(
+                    f,
+                    "{} is not a spool: it has no folder log; name the spool's own folder with --spool",
+                    path.display()
+                )
             }
             Self::Open(OpenError::Locked { path, holder }) => write!(
                 f,
-                "the spool {} is in use by process {holder}: while it runs, what is read here would be misleading; \
+                "the spool {} is in use by {}: while it runs, what is read here would be misleading; \
                  stop it first",
-                path.display()
+                path.display(),
+                log::process(holder)
             ),
             Self::Open(error) => error.fmt(f),
         }
@@ -240,10 +245,7 @@ fn lock(root: &Path) -> Result<Option<File>, OpenError> {
     match flock(&file, FlockOperation::NonBlockingLockShared) {
         Ok(()) => Ok(Some(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut holder = String::new();
-            let read = file.take(64).read_to_string(&mut holder);
-            read.map_err(Failure::at(format!("reading {}", path.display())))?;
-            Err(OpenError::Locked { path: root.to_owned(), holder: holder.trim().to_owned() })
+            Err(OpenError::Locked { path: root.to_owned(), holder: disk::holder(&file) })
         }
         Err(_) => Ok(None),
     }
@@ -261,8 +263,12 @@ impl Disk for ReadOnly {
         Err(refused())
     }
 
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(File::open(path)?))
+    fn open(&self, _path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Err(refused())
+    }
+
+    fn open_to_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        RealDisk.open_to_read(path)
     }
 
     fn open_body(&self, path: &Path) -> io::Result<File> {

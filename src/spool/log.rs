@@ -50,10 +50,10 @@ pub struct Report {
 /// Why a spool cannot be opened.
 #[derive(Debug)]
 pub enum OpenError {
-    /// Another process has it; what it wrote of itself.
+    /// Another process has it; what it wrote of itself, empty for nothing.
     Locked { path: PathBuf, holder: String },
-    /// Another version of the program has written to it.
-    OtherFormat { file: PathBuf, version: u32 },
+    /// Another version of the program has written to it; the format of such files that this one reads.
+    OtherFormat { file: PathBuf, version: u32, ours: u32 },
     /// The operating system refused; what was being done.
     Io(String, io::Error),
 }
@@ -61,12 +61,15 @@ pub enum OpenError {
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Locked { path, holder } => {
-                write!(f, "the spool {} is in use by process {holder}", path.display())
-            }
-            Self::OtherFormat { file, version } => {
-                let (file, ours) = (file.display(), segment::VERSION);
-                let other = if *version > ours { "a later" } else { "an earlier" };
+            Self::Locked { path, holder } => write!(
+                f,
+                "the spool {} is in use by {}: stop it, or give this one another spool.path",
+                path.display(),
+                process(holder)
+            ),
+            Self::OtherFormat { file, version, ours } => {
+                let file = file.display();
+                let other = if version > ours { "a later" } else { "an earlier" };
                 write!(
                     f,
                     "{file} was written by {other} version of the program: its format is \
@@ -76,6 +79,14 @@ impl fmt::Display for OpenError {
             }
             Self::Io(doing, error) => write!(f, "{doing}: {error}"),
         }
+    }
+}
+
+/// Who has a lock.
+pub(super) fn process(holder: &str) -> String {
+    match holder {
+        "" => "another process".to_owned(),
+        id => format!("process {id}"),
     }
 }
 
@@ -459,7 +470,7 @@ impl Files<'_> {
         let path = self.paths.segment(place.segment);
         let read = || {
             let mut bytes = vec![0; len];
-            self.disk.open(&path)?.read_at(&mut bytes, place.offset)?;
+            self.disk.open_to_read(&path)?.read_at(&mut bytes, place.offset)?;
             Ok(bytes)
         };
         read().map_err(|error: io::Error| match error.kind() {

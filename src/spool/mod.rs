@@ -14,7 +14,7 @@
 //! bodies/NAME        contents over 1 MiB, each in a file of its own
 //! failed/ID.eml      failed messages with prepend and content, and what is known of each in failed/ID.json
 //! tmp/NAME           files that are being written
-//! damaged/           segments with damage (hard links, or copies where there are none), contents that may belong to it
+//! damaged/           segments with damage (hard links; copies where there are none), and contents that may belong to it
 //! ```
 //!
 //! A segment is a header and then records at 16-octet boundaries ([`record`] has the layout). Its header says which
@@ -63,10 +63,13 @@
 //!   nobody was told 250 on their account.
 //! - A file is named a segment when its header is synced, so a header that cannot be read is damage. So is a segment with
 //!   another key than most have: it is of another spool, and nothing in it counts.
-//! - What the disk cannot read (EIO) is like octets that are no record: it costs the batches that it touches.
 //! - A segment that is missing is missing batches, so it is damage; but for the oldest ones. Nothing tells these from
 //!   segments that were freed: nor do the last batches of all leave a proof of themselves. Who removes files from `log/`,
 //!   or puts an old copy of the folder back, is not told of it.
+//! - What the medium does not give back (EIO) is damage, and what was in it is missing: with it no batch that is whole
+//!   goes as a torn tail. Any other error may be none the next time, so it ends the start.
+//! - A length is nothing to go by: a segment is read as far as one can be long, and one that is longer is damage. Nor is
+//!   a name alone, from which the next number would leave none to give.
 //! - Behind its last record a segment may hold anything, that of a former life too.
 //! - A segment with an index was synced whole, so the index counts for it: damage in a content there is noticed when the
 //!   message is read ([`SpoolError::Damaged`]), or by `mailsluice spool verify`, which reads everything. Where the index
@@ -80,6 +83,8 @@
 //! - A `.json` in `failed/` of which the log knows nothing is a failed message. The log forgets a `Done` only when the
 //!   files are gone for good: so with a `Done` in the log the files are removed, and none comes back. The folder is
 //!   synced before anything is taken for gone.
+//! - A `.json` of another format ends the start, as a segment of another does, before anything is changed.
+//! - A `.json` that cannot be read now stays in the list and does not get too old until the next start.
 //! - A `.json` that cannot be read or is not what was written, and a `.eml` that is missing or has another length, are
 //!   reported and left where they are.
 //! - A `.eml` without `.json`, of which the log knows nothing, is reported and goes to `damaged/`.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tracing::warn;
 
 use super::Failure;
-use super::disk::{Disk, DiskFile};
+use super::disk::{self, Disk, DiskFile};
 use super::failed::Found;
 use super::index::Index;
 use super::log::{OpenError, Paths, Report};
@@ -43,7 +43,7 @@ pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenEr
     // The header that this start writes says that they are synced, so they are.
     for number in &found.unsynced {
         let path = paths.segment(*number);
-        let sync = disk.open(&path).and_then(|file| file.sync());
+        let sync = disk.open_to_read(&path).and_then(|file| file.sync());
         sync.map_err(Failure::at(format!("syncing {}", path.display())))?;
     }
     if !found.unsynced.is_empty() {
@@ -141,11 +141,14 @@ fn list(disk: &dyn Disk, paths: &Paths) -> Result<Vec<Listed>, OpenError> {
     for number in numbers {
         let path = paths.segment(number);
         let read = || -> io::Result<(u64, Vec<u8>)> {
-            let file = disk.open(&path)?;
+            let file = disk.open_to_read(&path)?;
             let len = file.len()?;
             let mut start =
                 vec![0; usize::try_from(len).unwrap_or(usize::MAX).min(segment::HEADER)];
-            file.read_at(&mut start, 0)?;
+            match file.read_at(&mut start, 0) {
+                Err(error) if disk::is_of_medium(&error) => start.clear(),
+                read => read?,
+            }
             Ok((len, start))
         };
         let (len, start) = read().map_err(Failure::at(format!("reading {}", path.display())))?;
@@ -153,7 +156,7 @@ fn list(disk: &dyn Disk, paths: &Paths) -> Result<Vec<Listed>, OpenError> {
         if let Some(Header { version, .. }) = header
             && version != segment::VERSION
         {
-            return Err(OpenError::OtherFormat { file: path, version });
+            return Err(OpenError::OtherFormat { file: path, version, ours: segment::VERSION });
         }
         let header = header.filter(|header| header.number == number);
         segments.push(Listed { number, len, header, is_foreign: false, proven: 0 });
@@ -164,10 +167,17 @@ fn list(disk: &dyn Disk, paths: &Paths) -> Result<Vec<Listed>, OpenError> {
         listed.is_foreign = listed.header.is_some_and(|header| Some(header.key) != key);
         listed.header = listed.header.filter(|_| !listed.is_foreign);
     }
+    let mut bytes = Vec::new();
+    let mut strangers = BTreeSet::new();
     for listed in segments.iter_mut().filter(|segment| segment.header.is_none()) {
-        let bytes = octets(disk, paths, listed.number)?;
-        listed.proven = segment::scan(&bytes, listed.number, key).proven;
+        octets_into(disk, paths, listed.number, &mut bytes)?;
+        let scan = segment::scan(&bytes, listed.number, key);
+        listed.proven = scan.proven;
+        if listed.number > segment::LIKELY && scan.highest == 0 {
+            strangers.insert(listed.number);
+        }
     }
+    segments.retain(|segment| !strangers.contains(&segment.number));
     Ok(segments)
 }
 
@@ -218,7 +228,7 @@ impl Replay<'_> {
         bytes: &mut Vec<u8>,
     ) -> Result<(), OpenError> {
         let number = listed.number;
-        octets_into(self.disk, self.paths, number, bytes)?;
+        let unread = octets_into(self.disk, self.paths, number, bytes)?;
         let scan = segment::scan(bytes, number, self.key);
         self.index.segments.entry(number).or_default().len = listed.len;
         self.key = self.key.or(scan.key);
@@ -234,6 +244,15 @@ impl Replay<'_> {
                 None => segment.proven,
             })
             .fold(scan.proven, u64::max);
+        // What is missing before a batch that is there was lost with the medium, and is no torn tail.
+        let proven = match unread.octets.is_empty() {
+            true => proven,
+            false => proven.max(scan.highest.min(limit).saturating_sub(1)),
+        };
+        if let Some(what) = unread.to_text() {
+            self.report.damaged.push(format!("{}: {what}", name(number)));
+            self.damaged.insert(number);
+        }
 
         match listed.header {
             Some(header) => {
@@ -280,13 +299,23 @@ impl Replay<'_> {
         let (Some(header), Some(offset)) = (listed.header, self.indexes.get(&number)) else {
             return Ok(false);
         };
+        // There the lengths in it may be anything.
+        if listed.len > segment::LONGEST {
+            return Ok(false);
+        }
         let path = self.paths.segment(number);
         let reading = || Failure::at(format!("reading {}", path.display()));
-        let file = self.disk.open(&path).map_err(reading())?;
-        let read = |offset, len, bytes: &mut Vec<u8>| {
-            record_at(&*file, listed.len, offset, len, bytes).map_err(reading())
+        let file = self.disk.open_to_read(&path).map_err(reading())?;
+        // What the medium does not give back is missing, and no reason not to start.
+        let read = |offset, len, bytes: &mut Vec<u8>| match record_at(
+            &*file, listed.len, offset, len, bytes,
+        ) {
+            Err(error) if disk::is_of_medium(&error) => Ok(Err(error)),
+            read => read.map(Ok).map_err(reading()),
         };
-        read(*offset, None, bytes)?;
+        if read(*offset, None, bytes)?.is_err() {
+            return Ok(false);
+        }
         let Some(found) = record::decode(bytes, *offset, number, self.key) else {
             return Ok(false);
         };
@@ -298,9 +327,12 @@ impl Replay<'_> {
                 Told::Change(id, change) => Ok((id, change)),
                 Told::Unread => {
                     let mut bytes = Vec::new();
-                    read(place.offset, Some(place.len), &mut bytes)?;
-                    let found = record::decode(&bytes, place.offset, number, self.key);
-                    found.ok_or("the record cannot be read".to_owned()).and_then(|f| f.change())
+                    match read(place.offset, Some(place.len), &mut bytes)? {
+                        Ok(()) => record::decode(&bytes, place.offset, number, self.key)
+                            .ok_or("the record cannot be read".to_owned())
+                            .and_then(|found| found.change()),
+                        Err(error) => Err(format!("the record cannot be read: {error}")),
+                    }
                 }
             };
             self.take(place, change);
@@ -361,7 +393,7 @@ impl Replay<'_> {
             let path = self.paths.bodies.join(&*file.name);
             let is_there = stray.remove(&*file.name);
             let len = if is_there {
-                self.disk.open(&path).and_then(|file| file.len()).unwrap_or(0)
+                self.disk.open_to_read(&path).and_then(|file| file.len()).unwrap_or(0)
             } else {
                 0
             };
@@ -386,10 +418,13 @@ impl Recovered {
         }
         make_damaged(disk, paths)?;
         for number in &self.damaged {
+            let kept = link_damaged(disk, paths, *number);
+            if let Err(error) = &kept {
+                // It keeps all of the log that comes after it.
+                warn!("{} stays for its damage: copying it failed: {error}", name(*number));
+            }
             let segment = self.index.segments.entry(*number).or_default();
-            segment.is_last_use = true;
-            // Not every file system has links.
-            segment.keep = link_damaged(disk, paths, *number).is_err();
+            (segment.is_last_use, segment.keep) = (true, kept.is_err());
         }
         sync(disk, &paths.damaged)
     }
@@ -433,6 +468,7 @@ fn make_damaged(disk: &dyn Disk, paths: &Paths) -> Result<(), OpenError> {
     sync(disk, &paths.root)
 }
 
+/// Gives a segment a second name; where the file system has no links, makes a copy.
 fn link_damaged(disk: &dyn Disk, paths: &Paths, number: u64) -> io::Result<()> {
     let to = paths.damaged.join(segment::name(number));
     match disk.link(&paths.segment(number), &to) {
@@ -442,6 +478,7 @@ fn link_damaged(disk: &dyn Disk, paths: &Paths, number: u64) -> io::Result<()> {
         {
             Ok(())
         }
+        Err(_) => copy(disk, paths, number, &to),
         linked => linked,
     }
 }
@@ -451,8 +488,39 @@ pub(super) fn keep_segment(disk: &dyn Disk, paths: &Paths, number: u64) -> Resul
     make_damaged(disk, paths)?;
     let path = paths.segment(number);
     let link = link_damaged(disk, paths, number);
-    link.map_err(Failure::at(format!("linking {} into damaged/", path.display())))?;
+    link.map_err(Failure::at(format!("copying {} into damaged/", path.display())))?;
     sync(disk, &paths.damaged)
+}
+
+/// Copies a segment, all of it or nothing. Where the medium does not give all of it back, the file itself is what is
+/// left of it.
+fn copy(disk: &dyn Disk, paths: &Paths, number: u64, to: &Path) -> io::Result<()> {
+    let from = disk.open_to_read(&paths.segment(number))?;
+    let len = from.len()?;
+    if len > segment::LONGEST {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    let path = paths.tmp.join(segment::name(number));
+    // Of an earlier start.
+    drop(disk.remove(&path));
+    let copied = disk.create(&path).and_then(|file| {
+        let mut bytes = Vec::new();
+        let mut at = 0;
+        while at < len {
+            let end = len.min(at + PIECE);
+            bytes.resize(usize::try_from(end - at).map_err(io::Error::other)?, 0);
+            from.read_at(&mut bytes, at)?;
+            file.write_at(&bytes, at)?;
+            at = end;
+        }
+        file.sync()?;
+        disk.rename(&path, to)
+    });
+    if copied.is_err() {
+        // Where it fails the next start does it.
+        drop(disk.remove(&path));
+    }
+    copied
 }
 
 /// What is in the log's folder and no segment.
@@ -470,8 +538,8 @@ fn blanks(disk: &dyn Disk, paths: &Paths) -> Result<Blanks, OpenError> {
         let path = paths.log.join(&name);
         if let Some(number) = segment::parse_spare(&name) {
             blanks.highest = blanks.highest.max(number);
-            match disk.open(&path).and_then(|file| file.len()) {
-                Ok(len) if len > 0 => blanks.spares.push(Spare { path, len }),
+            match disk.open_to_read(&path).and_then(|file| file.len()) {
+                Ok(len @ 1..=segment::LONGEST) => blanks.spares.push(Spare { path, len }),
                 Ok(_) | Err(_) => blanks.unnamed.push(path),
             }
         } else if name.starts_with(segment::UNNAMED) {
@@ -517,26 +585,107 @@ fn record_at(
     }
 }
 
-fn octets(disk: &dyn Disk, paths: &Paths, number: u64) -> Result<Vec<u8>, OpenError> {
-    let mut bytes = Vec::new();
-    octets_into(disk, paths, number, &mut bytes)?;
-    Ok(bytes)
+/// What of a segment was not read.
+#[derive(Default)]
+struct Unread {
+    /// What the medium does not give back, first octet and one past the last, and why. Zeros stand in for it.
+    octets: Vec<(u64, u64)>,
+    why: Option<io::Error>,
+    /// Its length, and where the reading ended, when that is no length of a segment.
+    cut: Option<(u64, u64)>,
 }
 
+impl Unread {
+    fn to_text(&self) -> Option<String> {
+        let mut all = Vec::new();
+        for (start, end) in &self.octets {
+            all.push(format!("octets {start} to {end} cannot be read"));
+        }
+        if let (Some(last), Some(why)) = (all.last_mut(), &self.why) {
+            last.push_str(&format!(" ({why})"));
+        }
+        if let Some((len, end)) = self.cut {
+            all.push(format!(
+                "it has {len} octets, more than a segment has, and is read up to {end}"
+            ));
+        }
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
+    /// Reads what can be read of `bytes`, which lie at `offset`; the rest is zeros.
+    fn read_blocks(
+        &mut self,
+        file: &dyn DiskFile,
+        bytes: &mut [u8],
+        mut offset: u64,
+    ) -> io::Result<()> {
+        for block in bytes.chunks_mut(BLOCK) {
+            let end = offset + block.len() as u64;
+            match file.read_at(block, offset) {
+                Err(error) if disk::is_of_medium(&error) => {
+                    block.fill(0);
+                    match self.octets.last_mut().filter(|last| last.1 == offset) {
+                        Some(last) => last.1 = end,
+                        None => self.octets.push((offset, end)),
+                    }
+                    self.why.get_or_insert(error);
+                }
+                read => read?,
+            }
+            offset = end;
+        }
+        Ok(())
+    }
+}
+
+/// Octets that are read at once.
+const PIECE: u64 = 1024 * 1024;
+/// And after an error of the medium.
+const BLOCK: usize = 4096;
+/// So much room is made at once. Hardly a segment is longer.
+const ROOM: usize = 128 * 1024 * 1024;
+
+/// Reads all of a segment that can be read.
 fn octets_into(
     disk: &dyn Disk,
     paths: &Paths,
     number: u64,
     bytes: &mut Vec<u8>,
-) -> Result<(), OpenError> {
+) -> Result<Unread, OpenError> {
     let path = paths.segment(number);
-    let mut read = || {
-        let file = disk.open(&path)?;
-        bytes.clear();
-        bytes.resize(usize::try_from(file.len()?).map_err(io::Error::other)?, 0);
-        file.read_at(bytes, 0)
-    };
-    Ok(read().map_err(Failure::at(format!("reading {}", path.display())))?)
+    let read = disk.open_to_read(&path).and_then(|file| file_into(&*file, bytes));
+    Ok(read.map_err(Failure::at(format!("reading {}", path.display())))?)
+}
+
+/// A length is nothing to go by: room is made as there is something to read.
+fn file_into(file: &dyn DiskFile, bytes: &mut Vec<u8>) -> io::Result<Unread> {
+    let len = file.len()?;
+    let limit = len.min(segment::LONGEST);
+    let room = usize::try_from(limit).map_or(ROOM, |limit| limit.min(ROOM));
+    // What is no segment may be all hole. File systems were wrong about holes before, so no segment depends on it.
+    let skip = |at| if len > ROOM as u64 { file.end_of_hole(at).min(limit) } else { at };
+    let mut unread = Unread::default();
+    bytes.clear();
+    // Where there is not so much, less may do.
+    drop(bytes.try_reserve_exact(room));
+    let mut at = skip(0);
+    while at < limit {
+        let end = limit.min(at + PIECE);
+        let (Ok(from), Ok(to)) = (usize::try_from(at), usize::try_from(end)) else { break };
+        if bytes.try_reserve(to - bytes.len()).is_err() {
+            break;
+        }
+        bytes.resize(to, 0);
+        match file.read_at(&mut bytes[from..], at) {
+            Err(error) if disk::is_of_medium(&error) => {
+                unread.read_blocks(file, &mut bytes[from..], at)?;
+            }
+            read => read?,
+        }
+        at = skip(end);
+    }
+    unread.cut = (at < len).then_some((len, at));
+    Ok(unread)
 }
 
 fn sync(disk: &dyn Disk, folder: &Path) -> Result<(), OpenError> {

@@ -11,6 +11,13 @@ pub(super) const HEADER: usize = 64;
 /// What this program reads and writes. Others are refused.
 pub(super) const VERSION: u32 = 3;
 
+/// No segment is longer, in octets: not with the longest record there can be. What a file has beyond is not read.
+pub(super) const LONGEST: u64 = (4 << 30) + (64 << 20);
+/// Numbers above this are given only after one that is close to it, and none is at any pace: so a name with one makes no
+/// segment of a file, unless header or records say the same. Else a file with any name at all could use up the numbers
+/// from which the next is chosen.
+pub(super) const LIKELY: u64 = NUMBERS / 2;
+
 /// How the names of files begin that are to become a segment, and of spares.
 pub(super) const UNNAMED: &str = "new-";
 const SPARE: &str = "spare-";
@@ -139,7 +146,8 @@ pub(super) fn spare(number: u64) -> String {
 
 /// The number in a name that [`spare`] made.
 pub(super) fn parse_spare(text: &str) -> Option<u64> {
-    parse_number(text.strip_prefix(SPARE)?)
+    // Nothing in it says so too.
+    parse_number(text.strip_prefix(SPARE)?).filter(|number| *number <= LIKELY)
 }
 
 pub(super) fn name(number: u64) -> String {

@@ -417,14 +417,81 @@ fn export_overwrites_nothing() {
     assert_eq!(fs::read_to_string(&first).unwrap(), "mine");
     assert!(err(&output).contains(&format!("{} exists already", first.display())));
     assert!(to.join(format!("{}.json", filled.ids[1])).exists());
+    assert!(!to.join(format!("{}.json", filled.ids[0])).exists());
     let before = tree(&to);
     let output = filled.run(&arguments);
     assert_eq!(code(&output), 73);
-    assert_eq!(err(&output).lines().count(), 2, "{}", err(&output));
+    assert_eq!(err(&output).lines().count(), 1, "{}", err(&output));
+    assert!(out(&output).contains(", where 1 more had been written before\n"), "{}", out(&output));
     assert!(tree(&to) == before);
+    // Nor what is no file.
+    let odd = filled.folder.path().join("odd");
+    fs::create_dir(&odd).unwrap();
+    let outside = filled.folder.path().join("outside");
+    std::os::unix::fs::symlink(&outside, odd.join(format!("{}.eml", filled.ids[0]))).unwrap();
+    fs::create_dir(odd.join(format!("{}.json", filled.ids[1]))).unwrap();
+    let output = filled.run(&["export", odd.to_str().unwrap()]);
+    assert_eq!((code(&output), err(&output).lines().count()), (73, 2), "{}", err(&output));
+    assert!(!outside.exists());
     let within = filled.spool().join("bodies/new");
     assert_eq!(code(&filled.run(&["export", within.to_str().unwrap()])), 64);
     assert!(!within.exists());
+}
+
+#[test]
+fn an_export_that_was_cut_off_is_completed_by_the_next() {
+    let filled = Filled::queued(&["one", "two", &"large".repeat(300_000)]);
+    let [whole, to] = ["whole", "cut off"].map(|name| filled.folder.path().join(name));
+    assert_eq!(code(&filled.run(&["export", whole.to_str().unwrap()])), 0);
+    let contents = |folder| -> Vec<(PathBuf, Vec<u8>)> {
+        let contents = tree(folder)
+            .into_iter()
+            .map(|(path, (content, _))| (path.strip_prefix(folder).unwrap().to_owned(), content));
+        contents.collect()
+    };
+    let expected = contents(&whole);
+    assert_eq!(expected.len(), 6);
+    fs::create_dir(&to).unwrap();
+    // A kill left part of a file, a message without its JSON, and another with part of it.
+    fs::write(to.join(format!(".{}.eml.part", filled.ids[0])), "part of an older one").unwrap();
+    for id in &filled.ids[1..] {
+        let eml = format!("{id}.eml");
+        fs::copy(whole.join(&eml), to.join(&eml)).unwrap();
+    }
+    fs::write(to.join(format!(".{}.json.part", filled.ids[1])), "{").unwrap();
+    for (written, before) in
+        [("3 messages", ""), ("0 messages", ", where 3 more had been written before")]
+    {
+        let output = filled.run(&["export", to.to_str().unwrap()]);
+        assert_eq!((code(&output), err(&output)), (0, String::new()));
+        assert_eq!(out(&output), format!("{written} written to {}{before}\n", to.display()));
+        assert!(contents(&to) == expected);
+    }
+    // What is only the start of it, or more than it, is another content.
+    let eml = to.join(format!("{}.eml", filled.ids[2]));
+    let content = fs::read(&eml).unwrap();
+    for other in [&content[..content.len() - 1], &[&content[..], b"x"].concat(), b""] {
+        fs::write(&eml, other).unwrap();
+        let output = filled.run(&["export", to.to_str().unwrap()]);
+        assert_eq!(code(&output), 73);
+        let says = format!("{} exists already with another content", eml.display());
+        assert!(err(&output).contains(&says), "{}", err(&output));
+        assert!(fs::read(&eml).unwrap() == other);
+    }
+}
+
+#[test]
+fn two_exports_to_one_folder_do_not_meet() {
+    let filled = Filled::queued(&["one"]);
+    let to = filled.folder.path().join("export");
+    fs::create_dir(&to).unwrap();
+    let other = fs::File::open(&to).unwrap();
+    other.lock().unwrap();
+    let output = filled.run(&["export", to.to_str().unwrap()]);
+    assert_eq!(code(&output), 73);
+    assert!(err(&output).contains("another export is writing there"), "{}", err(&output));
+    drop(other);
+    assert_eq!(code(&filled.run(&["export", to.to_str().unwrap()])), 0);
 }
 
 #[test]
@@ -524,12 +591,130 @@ fn while_a_spool_is_looked_at_others_may_look_and_no_daemon_starts() {
 }
 
 #[test]
+fn a_lock_is_held_whatever_it_says() {
+    let filled = Filled::queued(&["one"]);
+    let path = filled.spool().join("lock");
+    let lock = fs::File::options().write(true).open(&path).unwrap();
+    lock.lock().unwrap();
+    for content in [&b"\xff\xfe\n"[..], b""] {
+        fs::write(&path, content).unwrap();
+        let output = filled.run(&["ls"]);
+        assert_eq!(code(&output), 75);
+        assert!(err(&output).contains("in use by another process: "), "{}", err(&output));
+        let mut gateway = Setup::none("hold").spool(&filled.spool()).spawn();
+        assert_eq!(gateway.wait_exit().code(), Some(71));
+        let text = gateway.log_text();
+        assert!(text.contains("stop it, or give this one another spool.path"), "{text}");
+    }
+    drop(lock);
+    assert_eq!(code(&filled.run(&["ls"])), 0);
+}
+
+#[test]
+fn the_spool_of_another_version_ends_with_71() {
+    let filled = Filled::queued(&["one"]);
+    let path = filled.only("log");
+    let mut log = fs::read(&path).unwrap();
+    // The header has its version after the magic, and then a checksum over all but the magic and itself.
+    log[8] += 1;
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&log[8..12]), &log[16..64]);
+    log[12..16].copy_from_slice(&sum.to_le_bytes());
+    fs::write(&path, log).unwrap();
+    let before = tree(&filled.spool());
+    let to = filled.folder.path().join("export");
+    for arguments in [&["ls"][..], &["verify"], &["export", to.to_str().unwrap()]] {
+        let output = filled.run(arguments);
+        assert_eq!((code(&output), out(&output).as_str()), (71, ""));
+        let says = format!("{} was written by a later version", path.display());
+        assert!(err(&output).starts_with(&says), "{}", err(&output));
+    }
+    assert!(tree(&filled.spool()) == before && !to.exists());
+}
+
+#[test]
+fn damage_among_the_failed_is_found_and_costs_only_its_message() {
+    let sink = Sink::scripted(|ask| match ask.is("RCPT") {
+        true => Answer::reply("550 5.1.1 no such user"),
+        false => Answer::Usual,
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool");
+    let gateway = Setup::to(sink.address).spool(&path).start();
+    let send = |text| {
+        let mut client = Client::hello(gateway.smtp());
+        client.mail("a@example.com", &["b@x.test"], content(text))
+    };
+    let ids = ["one", "two", "three"].map(send);
+    let file = |id: &String, ending| path.join("failed").join(format!("{id}.{ending}"));
+    eventually("all to be filed", || ids.iter().all(|id| file(id, "json").exists()).then_some(()));
+    gateway.stop();
+    assert_eq!(code(&spool(&["verify"], &path)), 0);
+    fs::write(file(&ids[0], "eml"), "other").unwrap();
+    fs::write(file(&ids[1], "json"), "{}").unwrap();
+    let output = spool(&["verify"], &path);
+    assert_eq!(code(&output), 65);
+    let text = out(&output);
+    assert!(
+        text.contains(&format!("damaged: message {}: failed/{0}.eml has 5 octets", ids[0])),
+        "{text}"
+    );
+    assert!(text.contains(&format!("failed/{}.json: it has no checksum", ids[1])), "{text}");
+    assert_eq!(code(&spool(&["ls"], &path)), 65);
+    assert_eq!(code(&spool(&["cat", &ids[0]], &path)), 65);
+    let to = folder.path().join("export");
+    assert_eq!(code(&spool(&["export", to.to_str().unwrap()], &path)), 65);
+    let mut names: Vec<_> = fs::read_dir(&to)
+        .unwrap()
+        .map(|it| it.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, [format!("{}.eml", ids[2]), format!("{}.json", ids[2])]);
+}
+
+#[test]
+fn a_spool_that_may_not_be_read_ends_with_71() {
+    let filled = Filled::queued(&["one"]);
+    let log = filled.spool().join("log");
+    let mode = |mode| fs::set_permissions(&log, fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o000);
+    // Root may read all.
+    if fs::read_dir(&log).is_err() {
+        let output = filled.run(&["verify"]);
+        assert_eq!(code(&output), 71);
+        assert!(err(&output).contains(log.to_str().unwrap()), "{}", err(&output));
+    }
+    mode(0o700);
+    // Nor what is no folder, whoever asks.
+    fs::rename(&log, filled.folder.path().join("log")).unwrap();
+    std::os::unix::fs::symlink("log", &log).unwrap();
+    let output = filled.run(&["verify"]);
+    assert_eq!(code(&output), 71);
+    assert!(err(&output).starts_with(&format!("opening {}: ", log.display())), "{}", err(&output));
+}
+
+#[test]
+fn every_exit_code_of_a_look_is_in_its_help_and_the_readme() {
+    let help = out(&run(&["spool", "--help"], root()));
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, section) = readme.split_once("### The spool by hand\n").unwrap();
+    let (section, _) = section.split_once("\n### ").unwrap();
+    for code in ["0", "64", "65", "66", "71", "73", "75", "78"] {
+        let is_listed = help.split_whitespace().any(|word| word == code);
+        assert!(is_listed, "{code}: {help}");
+        assert!(section.contains(&format!("\n| {code} | ")), "{code}");
+    }
+    let missing = ["spool", "ls", "--config", "/nonexistent/mailsluice.toml"];
+    assert_eq!(code(&run(&missing, root())), 78);
+}
+
+#[test]
 fn what_is_no_spool_or_not_in_it_ends_with_66() {
     let folder = tempfile::tempdir().unwrap();
     for path in [folder.path().to_owned(), folder.path().join("missing")] {
         let output = spool(&["verify"], &path);
         assert_eq!(code(&output), 66);
         assert!(err(&output).contains("is not a spool"), "{}", err(&output));
+        assert!(err(&output).contains("with --spool"), "{}", err(&output));
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     let filled = Filled::queued(&["one"]);

@@ -75,6 +75,10 @@ impl Disk for Confined {
         RealDisk.open(self.within(path)).map(|file| self.file(file))
     }
 
+    fn open_to_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        RealDisk.open_to_read(self.within(path)).map(|file| self.file(file))
+    }
+
     fn open_body(&self, path: &Path) -> io::Result<File> {
         RealDisk.open_body(self.within(path))
     }

@@ -467,3 +467,94 @@ async fn a_folder_that_could_not_be_opened_for_its_sync_is_synced_later() {
     }
     assert!(at > 5, "{at}");
 }
+
+#[tokio::test]
+async fn a_failed_message_that_could_not_be_read_at_the_start_does_not_expire() {
+    for ending in [".json", ".eml"] {
+        let (dir, log, stored) = with_filed(b"hello").await;
+        drop(log);
+        let before = files(&dir, FOLDER);
+        let disk = TestDisk::new();
+        *lock(&disk.bad_ending) = Some(ending);
+        let (log, report) = open_on(&disk, &dir).await;
+        assert_eq!((ids(&log), report.damaged.len()), (vec![1], 1), "{report:?}");
+        *lock(&disk.bad_ending) = None;
+        let shared = Arc::clone(&log.shared);
+        // An hour later: what is of 1970 is too old.
+        let expire = move || crate::spool::failed::expire(&shared, UnixMillis(1_000_000));
+        tokio::task::spawn_blocking(expire).await.unwrap();
+        log.shared.wait_until_filed();
+        assert_eq!((ids(&log), files(&dir, FOLDER)), (vec![1], before.clone()));
+        if ending == ".json" {
+            let shared = Arc::clone(&log.shared);
+            let end = UnixMillis(u64::MAX);
+            let expire = move || crate::spool::failed::expire(&shared, end);
+            tokio::task::spawn_blocking(expire).await.unwrap();
+            log.shared.wait_until_filed();
+            assert_eq!((ids(&log), files(&dir, FOLDER)), (vec![1], before));
+        }
+        assert_eq!(log.open(id(1)).await.unwrap().envelope, stored.envelope);
+        drop(log);
+        let (_log, report) = open(&dir).await;
+        assert_eq!(report, Report { messages: 1, ..Report::default() });
+    }
+}
+
+#[tokio::test]
+async fn what_may_only_be_read_is_read() {
+    let (dir, log, stored) = with_filed(b"hello").await;
+    durable(&log, vec![put(2, b"queued")]).await;
+    drop(log);
+    for file in files(&dir, FOLDER).into_iter().chain(segments(&dir)) {
+        fs::set_permissions(file, fs::Permissions::from_mode(0o400)).unwrap();
+    }
+    let (log, report) = open(&dir).await;
+    assert_eq!(report, Report { messages: 2, ..Report::default() });
+    assert_eq!(log.open(id(1)).await.unwrap().envelope, stored.envelope);
+    assert_eq!(body(&log, 2).await, b"queued");
+}
+
+#[tokio::test]
+async fn a_json_that_is_too_long_is_damage_and_no_start_aborts_for_it() {
+    let (dir, log, _) = with_filed(b"hello").await;
+    drop(log);
+    let json = File::options().write(true).open(path(&dir, 1, "json")).unwrap();
+    json.set_len(1 << 40).unwrap();
+    let (log, report) = open(&dir).await;
+    assert_eq!((ids(&log), report.damaged.len()), (vec![], 1), "{report:?}");
+    assert!(report.damaged[0].contains(".json: it has 1099511627776 octets"), "{report:?}");
+    log.shared.wait_until_filed();
+    assert_eq!(files(&dir, FOLDER).len(), 2);
+    assert_eq!(fs::metadata(path(&dir, 1, "json")).unwrap().len(), 1 << 40);
+}
+
+#[tokio::test]
+async fn a_json_of_another_format_is_refused_by_name_and_nothing_is_changed() {
+    let (dir, log, _) = with_filed(b"hello").await;
+    drop(log);
+    let json = path(&dir, 1, "json");
+    let ours = fs::read_to_string(&json).unwrap();
+    let stray = dir.path().join("spool/tmp/stray");
+    fs::write(&stray, b"of a crash").unwrap();
+    for (format, says) in [(2, "a later"), (0, "an earlier")] {
+        // All but the format and the checksum may be another.
+        for rest in [ours.strip_prefix("{\"format\":1").unwrap(), ",\"sum\":0}\n"] {
+            let mut sheet = format!("{{\"format\":{format}{rest}").into_bytes();
+            crate::spool::failed::mend_sum(&mut sheet);
+            fs::write(&json, &sheet).unwrap();
+            let refused = Log::open(&at(dir.path())).await.unwrap_err();
+            let says = format!(
+                "{} was written by {says} version of the program: its format is {format}, this program reads 1",
+                json.display()
+            );
+            assert!(refused.to_string().starts_with(&says), "{refused}");
+            assert!(matches!(refused, OpenError::OtherFormat { .. }));
+            assert_eq!(fs::read(&json).unwrap(), sheet);
+            assert!(stray.exists());
+        }
+    }
+    // A digit that was flipped is damage.
+    fs::write(&json, ours.replace("{\"format\":1", "{\"format\":3")).unwrap();
+    let (_log, report) = open(&dir).await;
+    assert!(report.damaged[0].contains("it is not what was written"), "{report:?}");
+}

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -24,6 +25,7 @@ use crate::smtp::reply::EnhancedStatus;
 
 mod failed;
 mod fuzz;
+mod media;
 mod power;
 mod sim_disk;
 
@@ -59,6 +61,11 @@ struct Faults {
     is_full: AtomicBool,
     /// So many files cannot be opened.
     bad_opens: AtomicU64,
+    /// Files with this ending cannot be opened.
+    bad_ending: Mutex<Option<&'static str>>,
+    /// Octets that cannot be read: of which file, from where to where.
+    bad_octets: Mutex<Vec<(PathBuf, Range<u64>)>>,
+    has_no_links: AtomicBool,
     /// It writes what is overwritten elsewhere.
     copies: AtomicBool,
     dies: AtomicBool,
@@ -70,6 +77,7 @@ struct Faults {
 /// A file of a [`TestDisk`].
 struct TestFile {
     disk: TestDisk,
+    path: PathBuf,
     file: Arc<dyn DiskFile>,
 }
 
@@ -85,6 +93,9 @@ impl TestDisk {
             free: AtomicU64::new(u64::MAX),
             is_full: AtomicBool::new(false),
             bad_opens: AtomicU64::new(0),
+            bad_ending: Mutex::default(),
+            bad_octets: Mutex::default(),
+            has_no_links: AtomicBool::new(false),
             copies: AtomicBool::new(false),
             dies: AtomicBool::new(false),
             gate: Mutex::new(false),
@@ -130,18 +141,40 @@ impl TestDisk {
     }
 }
 
+impl TestDisk {
+    fn file(&self, path: &Path, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        Arc::new(TestFile { disk: self.clone(), path: path.to_owned(), file })
+    }
+
+    fn step_open(&self, path: &Path) -> io::Result<()> {
+        let less = |left: u64| left.checked_sub(1);
+        let is_bad = self.bad_opens.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok();
+        let ending = lock(&self.bad_ending);
+        match is_bad || ending.is_some_and(|ending| path.to_string_lossy().ends_with(ending)) {
+            true => Err(io::Error::from_raw_os_error(EMFILE)),
+            false => Ok(()),
+        }
+    }
+}
+
 impl Disk for TestDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         self.step(false)?;
-        Ok(Arc::new(TestFile { disk: self.clone(), file: RealDisk.create(path)? }))
+        Ok(self.file(path, RealDisk.create(path)?))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let less = |left: u64| left.checked_sub(1);
-        if self.bad_opens.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok() {
-            return Err(io::Error::from_raw_os_error(EMFILE));
+        self.step_open(path)?;
+        // Root may write what nobody may.
+        if fs::metadata(path)?.permissions().readonly() {
+            return Err(io::ErrorKind::PermissionDenied.into());
         }
-        Ok(Arc::new(TestFile { disk: self.clone(), file: RealDisk.open(path)? }))
+        Ok(self.file(path, RealDisk.open(path)?))
+    }
+
+    fn open_to_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.step_open(path)?;
+        Ok(self.file(path, RealDisk.open_to_read(path)?))
     }
 
     fn open_body(&self, path: &Path) -> io::Result<File> {
@@ -168,6 +201,9 @@ impl Disk for TestDisk {
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.step(false)?;
+        if self.has_no_links.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         RealDisk.link(from, to)
     }
 
@@ -195,7 +231,18 @@ impl DiskFile for TestFile {
     }
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        let end = offset + bytes.len() as u64;
+        let is_bad = |(path, octets): &(PathBuf, Range<u64>)| {
+            *path == self.path && octets.start < end && offset < octets.end
+        };
+        if lock(&self.disk.bad_octets).iter().any(is_bad) {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
         self.file.read_at(bytes, offset)
+    }
+
+    fn end_of_hole(&self, offset: u64) -> u64 {
+        self.file.end_of_hole(offset)
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -1235,6 +1282,28 @@ async fn a_second_daemon_is_told_who_has_the_spool() {
     assert!(matches!(&second, OpenError::Locked { holder, .. } if *holder == pid), "{second}");
     log.close().await;
     Log::open(&at(dir.path())).await.unwrap();
+}
+
+#[tokio::test]
+async fn whatever_a_lock_says_it_is_told_that_it_is_held() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = Log::open(&at(dir.path())).await.unwrap();
+    let long = [b'9'; 1000];
+    let path = dir.path().join("spool");
+    for (content, says) in [
+        (&b""[..], "another process".to_owned()),
+        (b"\xff\xfe\n", "another process".to_owned()),
+        (b"\x1b[31m12\xff\n", "process [31m12".to_owned()),
+        (&long, format!("process {}", "9".repeat(64))),
+    ] {
+        fs::write(path.join("lock"), content).unwrap();
+        let text = Log::open(&at(dir.path())).await.unwrap_err().to_string();
+        let start = format!("the spool {} is in use by {says}: ", path.display());
+        assert_eq!(text, format!("{start}stop it, or give this one another spool.path"));
+        let text = inspect::Inspection::open(&path).unwrap_err().to_string();
+        assert!(text.starts_with(&start) && text.ends_with("stop it first"), "{text}");
+    }
+    log.close().await;
 }
 
 #[test]
