@@ -224,3 +224,32 @@ async fn what_can_be_neither_linked_nor_copied_stays_in_the_log() {
     assert!(segment.exists());
     assert!(files(&dir, "damaged").is_empty() && files(&dir, "tmp").is_empty());
 }
+
+#[tokio::test]
+async fn a_message_that_the_medium_does_not_give_back_keeps_no_space_for_ever() {
+    let dir = TempDir::new().unwrap();
+    let config = at(dir.path());
+    let disk = TestDisk::new();
+    let open = async |geometry| Log::open_on(Arc::clone(&disk) as _, &config, geometry).await;
+    let patient = Geometry { patience: Duration::MAX, ..SMALL };
+    let (log, _) = open(patient).await.unwrap();
+    durable(&log, vec![put(1, &[b'y'; 9_000]), put(2, b"stays")]).await;
+    for n in 100..130 {
+        durable(&log, vec![put(n, &[b'x'; 10_000])]).await;
+    }
+    durable(&log, (100..130).map(done).collect()).await;
+    let segment = segments(&dir).remove(0);
+    lock(&disk.bad_octets).push((segment.clone(), 4_096..4_097));
+    for n in 200..300 {
+        durable(&log, vec![put(n, &[b'x'; 10_000])]).await;
+        durable(&log, vec![done(n)]).await;
+    }
+    assert_eq!((ids(&log), segment.exists()), (vec![1, 2], true), "it may pass");
+    drop(log);
+    let (log, report) = open(SMALL).await.unwrap();
+    assert_eq!((ids(&log), report.damaged), (vec![1, 2], vec![]), "the index knows of none");
+    pass(&log, &dir, 300).await;
+    until(|| !segment.exists()).await;
+    assert_eq!(ids(&log), [2]);
+    assert!(is_kept(&dir, &segment));
+}
