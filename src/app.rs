@@ -84,7 +84,7 @@ impl App {
         let grace = config.limits.shutdown_grace;
 
         let delivery = Shutdown::new();
-        let provider = provider(&config);
+        let provider = provider(&config)?;
         let concurrency = concurrency(&config);
         let settings = Settings { retry: config.retry.clone(), concurrency };
         let mut dispatcher = Dispatcher::new(
@@ -250,13 +250,14 @@ fn intake(config: &Config) -> Intake {
     Intake { refusal, max_size: config.limits.message_size }
 }
 
-fn provider(config: &Config) -> Option<Arc<dyn Provider>> {
-    match &config.provider {
+fn provider(config: &Config) -> Result<Option<Arc<dyn Provider>>, StartError> {
+    Ok(match &config.provider {
         config::Provider::None { .. } => None,
         config::Provider::Smtp(section) => {
-            Some(Arc::new(SmtpProvider::new(section, config.hostname.to_string())))
+            let provider = SmtpProvider::new(section, config.hostname.to_string());
+            Some(Arc::new(provider.map_err(StartError::System)?))
         }
-    }
+    })
 }
 
 /// The one lane of an upstream is named by its sender.

@@ -64,7 +64,7 @@
 //! | `delivery::dispatcher` | `smtp::address`, `smtp::reply`, `envelope`, `outcome`, `spool`, `provider`, `delivery`, `config`, `telemetry` |
 //! | `spool` | `envelope`, `outcome`, `smtp::address`, `smtp::params`, `smtp::reply`, `config` |
 //! | `listener` | `smtp`, `envelope`, `outcome`, `message`, `spool`, `config` |
-//! | `provider::smtp::dialog` | pure, `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome` |
+//! | `provider::smtp::dialog` | pure, `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `config` |
 //! | `provider` | `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `config` |
 //! | `admin` | `envelope`, `outcome`, `spool` |
 //! | `sandbox` | `smtp`, `config`, `app` |

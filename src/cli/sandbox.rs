@@ -191,6 +191,9 @@ impl Message {
         let section = config::SmtpProvider {
             server: gateway.ip().to_string(),
             port: gateway.port(),
+            security: config::Security::None,
+            login: None,
+            ca_file: None,
             sender: None,
             max_recipients: self.to.len(),
             connect_timeout: PATIENCE,
@@ -199,6 +202,7 @@ impl Message {
             final_timeout: PATIENCE,
         };
         let client = SmtpProvider::new(&section, "app.sandbox.mailsluice.test".to_owned());
+        let client = client.map_err(|error| error.to_string())?;
         let mut filter = HeaderFilter::new();
         filter.pass(&self.content);
         let facts = filter.finish(&mut Vec::new());

@@ -17,8 +17,8 @@ use crate::config::keys::{self, Key};
 use crate::config::problem::{Findings, Problem, Problems, shown};
 use crate::config::value::{self, Value};
 use crate::config::{
-    Admin, Bind, Config, Limits, Listener, Log, LogFormat, LogLevel, OnMail, Provider, Rate, Retry,
-    SmtpProvider, Spool, Throttle, validate,
+    Admin, Bind, Config, Limits, Listener, Log, LogFormat, LogLevel, Login, OnMail, Provider, Rate,
+    Retry, Security, SmtpProvider, Spool, Throttle, validate,
 };
 use crate::smtp::address::{Charset, Domain, Mailbox};
 use crate::smtp::data::BareNewline;
@@ -318,6 +318,16 @@ impl Tables {
         match provider.value("kind") {
             Some(Value::Text(kind)) if kind == keys::SMTP => Provider::Smtp(SmtpProvider {
                 server: provider.text("server"),
+                security: match provider.text("security").as_str() {
+                    "none" => Security::None,
+                    "tls" => Security::Tls,
+                    _ => Security::StartTls,
+                },
+                login: self.login(),
+                ca_file: match provider.value("ca_file") {
+                    Some(Value::Path(path)) => Some(path),
+                    _ => None,
+                },
                 port: u16::try_from(provider.integer("port")).unwrap_or(u16::MAX),
                 sender: provider.mailbox("sender"),
                 max_recipients: provider.count("max_recipients"),
@@ -333,6 +343,21 @@ impl Tables {
                 },
             },
         }
+    }
+
+    fn login(&self) -> Option<Login> {
+        let provider = &self.provider;
+        let forms = keys::SECRET_FORMS.map(|form| provider.value(&format!("password{form}")));
+        let password = forms.into_iter().flatten().find_map(|value| match value {
+            Value::Secret(secret) => Some(secret),
+            _ => None,
+        })?;
+        let sender = || provider.mailbox("sender").map(|sender| sender.as_str().to_owned());
+        let username = match provider.value("username") {
+            Some(Value::Text(username)) => username,
+            _ => sender()?,
+        };
+        (provider.text("auth") == "password").then_some(Login { username, password })
     }
 
     fn mailbox_concurrency(&self) -> BTreeMap<String, usize> {
@@ -458,7 +483,7 @@ fn section(
         if let Some((key, form)) = find_key(path, name.get_ref()) {
             let value = match form {
                 "" => value::read(key, value.get_ref()),
-                form => value::read_secret_source(form, value.get_ref()),
+                form => value::read_secret(key, form, value.get_ref()),
             };
             let name = name.get_ref().clone().into_owned();
             let value =

@@ -7,6 +7,7 @@
 mod keys;
 mod load;
 mod problem;
+mod secret;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -25,6 +26,7 @@ use crate::smtp::data::BareNewline;
 pub use keys::{Available, Key, Type, Unwritten, keys, reference};
 pub use load::{Loaded, load, parse};
 pub use problem::{Problem, Problems};
+pub use secret::Secret;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -99,6 +101,11 @@ pub struct SmtpProvider {
     /// Name or address of the upstream server.
     pub server: String,
     pub port: u16,
+    pub security: Security,
+    /// None: no login.
+    pub login: Option<Login>,
+    /// Root certificates beside the system's, PEM.
+    pub ca_file: Option<PathBuf>,
     /// The provider's own sender; none with the policy `preserve` where it was left out.
     pub sender: Option<Mailbox>,
     /// Recipients per transaction.
@@ -107,6 +114,24 @@ pub struct SmtpProvider {
     pub command_timeout: Duration,
     pub data_timeout: Duration,
     pub final_timeout: Duration,
+}
+
+/// How a connection to the provider is secured. There is no way from one to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Security {
+    /// It is not.
+    None,
+    /// By STARTTLS (RFC 3207).
+    StartTls,
+    /// From its start (RFC 8314 3.3).
+    Tls,
+}
+
+/// What AUTH says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    pub username: String,
+    pub password: Secret,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -13,7 +13,7 @@ use crate::smtp::data::BareNewline;
 const LEAST: &str = "[sender]\npolicy = \"preserve\"\n";
 
 const UPSTREAM: &str = "[sender]\npolicy = \"preserve\"\n[provider]\nkind = \"smtp\"\n\
-                        server = \"127.0.0.1\"\nsecurity = \"none\"\n";
+                        server = \"127.0.0.1\"\nsecurity = \"none\"\nauth = \"none\"\n";
 
 fn surroundings() -> Surroundings {
     Surroundings { hostname: "box.example.net".to_owned() }
@@ -230,7 +230,7 @@ fn listeners_bind_to_addresses_and_sockets() {
 #[test]
 fn value_that_works_may_be_written_though_others_do_not() {
     taken(&format!(
-        "user = []\nlistener = []\n{UPSTREAM}auth = \"none\"\n[throttle]\nmessages = \"none\"\n\
+        "user = []\nlistener = []\n{UPSTREAM}[throttle]\nmessages = \"none\"\n\
          [recipients]\nallowed = []\nredirect_all_to = \"\"\n[log]\naddresses = true\n\
          format = \"json\"\n[bounce]\n"
     ));

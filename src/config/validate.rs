@@ -236,16 +236,57 @@ fn check_smtp(file: &Tables, findings: &mut Findings) {
                     does without";
         findings.missing(at, &provider.named("sender"), text.to_owned());
     }
+    check_login(provider, findings);
+    if let Some(written) = provider.find("ca_file")
+        && let Some(Value::Path(path)) = &written.value
+        && let Err(error) = std::fs::File::open(path)
+    {
+        let text = format!("is \"{}\", which cannot be read: {error}", path.display());
+        findings.wrong(written.value_at, &provider.named("ca_file"), text);
+    }
     let security = provider.find("security").and_then(|security| security.value.as_ref());
     if let (Some(security), Some(Value::Text(server))) = (security, provider.value("server"))
         && security.plain() == Some(keys::NONE)
         && !value::is_loopback(&server)
     {
+        let auth = provider.value("auth");
+        let what = match auth.and_then(|auth| auth.plain().map(str::to_owned)).as_deref() {
+            Some("none") => "all mail goes",
+            _ => "all mail and the password go",
+        };
         findings.warning(
             at_value(provider, "security"),
             &provider.named("security"),
-            format!("all mail goes to {server} in clear"),
+            format!("{what} to {server} in clear"),
         );
+    }
+}
+
+/// A password, and whose it is; or none of both.
+fn check_login(provider: &Section, findings: &mut Findings) {
+    let Some(Value::Text(auth)) = provider.value("auth") else { return };
+    let at = provider.at.unwrap_or_default();
+    let passwords = keys::SECRET_FORMS.map(|form| provider.find(&format!("password{form}")));
+    let password = passwords.into_iter().flatten().next();
+    match (auth.as_str(), password) {
+        ("password", None) => {
+            let text = "is missing; write password_file = \"/etc/mailsluice/smtp-password\" (mode 0600), \
+                        or auth = \"none\" for a server that wants no login";
+            findings.missing(at, &provider.named("password"), text.to_owned());
+        }
+        ("password", Some(_))
+            if provider.find("username").is_none() && provider.find("sender").is_none() =>
+        {
+            let text = "is missing; write username = \"reports@example.com\", or a sender, which \
+                        it is the same as then";
+            findings.missing(at, &provider.named("username"), text.to_owned());
+        }
+        ("none", Some(password)) => {
+            let text = "has no effect with auth = \"none\"; a password that is not needed is best \
+                        not there";
+            findings.warning(password.at, &provider.named(&password.name), text.to_owned());
+        }
+        _ => {}
     }
 }
 

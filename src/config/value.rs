@@ -9,7 +9,7 @@ use toml::de::DeValue;
 
 use crate::config::keys::{self, Available, Key, Type, Unwritten};
 use crate::config::problem::shown;
-use crate::config::{Bind, Rate};
+use crate::config::{Bind, Rate, Secret};
 use crate::smtp::address::{AddressError, Charset, Domain, Mailbox};
 
 /// A value as the parts use it.
@@ -26,6 +26,7 @@ pub(super) enum Value {
     Texts(Vec<String>),
     /// There is one, and it is shown to nobody.
     Hidden,
+    Secret(Secret),
     Domain(Domain),
     Mailbox(Mailbox),
     Path(PathBuf),
@@ -167,8 +168,24 @@ pub(super) fn read(key: &Key, value: &DeValue<'_>) -> Result<Value, String> {
     }
 }
 
-/// Where the secret comes from, for its forms KEY_file, KEY_env and KEY_credential.
-pub(super) fn read_secret_source(form: &str, value: &DeValue<'_>) -> Result<Value, String> {
+/// The secret, from where its forms KEY_file, KEY_env and KEY_credential say. One that is of no use in this version is
+/// left where it is.
+pub(super) fn read_secret(key: &Key, form: &str, value: &DeValue<'_>) -> Result<Value, String> {
+    let source = read_secret_source(form, value)?;
+    if matches!(key.available, Available::Later) {
+        return Ok(source);
+    }
+    let (name, secret) = match &source {
+        Value::Path(path) => (path.display().to_string(), Secret::of_file(path)),
+        Value::Text(name) if form == "_env" => (name.clone(), Secret::of_variable(name)),
+        Value::Text(name) => (name.clone(), Secret::of_credential(name)),
+        _ => return Ok(source),
+    };
+    let secret = secret.map_err(|why| format!("is \"{}\", which {why}", shown(&name)))?;
+    Ok(Value::Secret(secret))
+}
+
+fn read_secret_source(form: &str, value: &DeValue<'_>) -> Result<Value, String> {
     let wanted = match form {
         "_file" => "the absolute path of a file",
         "_env" => "the name of an environment variable",
@@ -251,8 +268,7 @@ fn written(value: &DeValue<'_>) -> String {
 fn string(of: Type, text: &str) -> Result<Value, &'static str> {
     let syntax = || "";
     match of {
-        Type::Secret if text.is_empty() => Err("is empty"),
-        Type::Secret => Ok(Value::Hidden),
+        Type::Secret => Secret::new(text.to_owned()).map(Value::Secret),
         Type::Hash => {
             text.starts_with("$argon2id$").then_some(Value::Hidden).ok_or("is no argon2id hash")
         }

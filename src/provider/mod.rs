@@ -14,6 +14,7 @@ use crate::envelope::{Body, Envelope};
 use crate::outcome::{Cause, Outcome, Scope, Stage};
 
 pub mod smtp;
+pub mod tls;
 
 /// A boxed future: one allocation an attempt buys `Arc<dyn Provider>`.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -30,6 +30,7 @@ mod dialogs;
 mod front_door;
 /// SIGTERM, and starting when something is in the way.
 mod lifecycle;
+mod login;
 /// Postfix, swaks, smtplib and curl.
 mod peers;
 /// README, sample, metrics, import table: they say what is true.

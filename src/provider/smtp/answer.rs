@@ -20,6 +20,8 @@ pub(super) enum Fault {
     Silence(Duration),
     /// What came cannot be a reply.
     Garbage(Garbage),
+    /// The connection could not be secured.
+    Tls(String),
 }
 
 /// Why bytes are not a reply.
@@ -80,6 +82,7 @@ fn words(stage: Stage, fault: &Fault) -> String {
         Fault::Closed => format!("the server closed the connection {after}"),
         Fault::Network(error) => format!("the connection broke {after}: {error}"),
         Fault::Garbage(garbage) => format!("the server broke the protocol {after}: {garbage}"),
+        Fault::Tls(why) => format!("no secure connection: {why}"),
         Fault::Silence(wait) => {
             let wait = wait.as_secs_f64();
             match stage {
@@ -105,6 +108,11 @@ fn words(stage: Stage, fault: &Fault) -> String {
 /// No address of the server could be connected to; `why` says of each what happened.
 pub(super) fn unreachable(why: String) -> Outcome {
     Outcome::Deferred(Cause::new(Scope::Provider, Stage::Connect, why))
+}
+
+/// The connection cannot be made as the configuration wants it: an operator's matter.
+pub(super) fn unfit_server(stage: Stage, why: String) -> Outcome {
+    Outcome::Held(Cause::new(Scope::Provider, stage, why))
 }
 
 /// A recipient that cannot be written to a server without SMTPUTF8 (RFC 6531 3.5): it fails alone.

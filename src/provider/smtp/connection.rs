@@ -4,20 +4,20 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use rustix::io::Errno;
-use rustix::net::RecvFlags;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, WriteHalf};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::config;
+use crate::config::{self, Security};
 use crate::outcome::{Outcome, Stage};
+use crate::provider::tls::{self, Tls};
 use crate::provider::{Outcomes, Submission};
 use crate::smtp::reply::Escaped;
 
 use super::answer::{Fault, broken, unreachable, unreadable};
-use super::dialog::{Dialog, Freshness, Order, Step, Wait};
+use super::dialog::{Dialog, Freshness, Opening, Order, Step, Wait};
+use super::stream::Stream;
 use super::stuffer::Stuffer;
 
 /// Octets that are read at once.
@@ -31,7 +31,9 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const RESET: Duration = Duration::from_secs(10);
 
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Stream,
+    /// None where nothing is to be secured.
+    tls: Option<Tls>,
     dialog: Dialog,
     timeouts: Timeouts,
     input: Vec<u8>,
@@ -41,6 +43,7 @@ pub(super) struct Connection {
 
 #[derive(Clone, Copy)]
 struct Timeouts {
+    connect: Duration,
     command: Duration,
     data: Duration,
     end: Duration,
@@ -83,6 +86,7 @@ impl Connection {
     /// a refusal for good counts for all.
     pub(super) async fn open(
         config: &config::SmtpProvider,
+        tls: Option<&Tls>,
         hostname: &str,
     ) -> Result<Self, Outcome> {
         let (server, port) = (config.server.as_str(), config.port);
@@ -98,7 +102,7 @@ impl Connection {
         let mut refused = None;
         for address in addresses {
             match timeout(config.connect_timeout, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => match Self::greet(stream, config, hostname).await {
+                Ok(Ok(stream)) => match Self::greet(stream, config, tls, hostname).await {
                     Ok(connection) => return Ok(connection),
                     Err(outcome @ Outcome::Held(_)) => return Err(outcome),
                     Err(outcome) => refused = Some(outcome),
@@ -122,15 +126,22 @@ impl Connection {
     async fn greet(
         stream: TcpStream,
         config: &config::SmtpProvider,
+        tls: Option<&Tls>,
         hostname: &str,
     ) -> Result<Self, Outcome> {
         if let Err(error) = stream.set_nodelay(true) {
             debug!("nodelay was not set: {error}");
         }
+        let opening = Opening {
+            starttls: config.security == Security::StartTls,
+            login: config.login.clone(),
+        };
         let mut connection = Self {
-            stream,
-            dialog: Dialog::new(hostname),
+            stream: Stream::Plain(stream),
+            tls: tls.cloned(),
+            dialog: Dialog::new(hostname, opening),
             timeouts: Timeouts {
+                connect: config.connect_timeout,
                 command: config.command_timeout,
                 data: config.data_timeout,
                 end: config.final_timeout,
@@ -138,6 +149,10 @@ impl Connection {
             input: vec![0; INPUT],
             transactions: 0,
         };
+        if config.security == Security::Tls {
+            let secured = connection.secure().await;
+            secured.map_err(|fault| broken(Stage::StartTls, &fault))?;
+        }
         match connection.drive(None).await {
             End::Ready => Ok(connection),
             End::Refused(outcome) => Err(outcome),
@@ -164,11 +179,19 @@ impl Connection {
 
     /// Whether nothing has come since the last reply. A 421 or an end that waits in the socket must not be taken for
     /// the answer to the next command.
-    pub(super) fn is_quiet(&self) -> bool {
-        let mut octet = [0];
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        let waiting = rustix::net::recv(&self.stream, &mut octet, flags);
-        matches!(waiting, Err(Errno::AGAIN))
+    pub(super) fn is_quiet(&mut self) -> bool {
+        self.stream.is_quiet()
+    }
+
+    async fn secure(&mut self) -> Result<(), Fault> {
+        let Some(tls) = &self.tls else { return Err(Fault::Tls("none is set up".to_owned())) };
+        match timeout(self.timeouts.connect, self.stream.secure(tls)).await {
+            Ok(secured) => secured.map_err(Fault::Tls),
+            Err(_elapsed) => {
+                let wait = self.timeouts.connect.as_secs_f64();
+                Err(Fault::Tls(format!("the handshake was not over within {wait} s")))
+            }
+        }
     }
 
     /// Says goodbye, within a bounded time.
@@ -176,6 +199,7 @@ impl Connection {
         let goodbye = async {
             debug!("client: QUIT");
             self.stream.write_all(b"QUIT\r\n").await?;
+            self.stream.flush().await?;
             // Whatever it answers; then the socket closes without data of the server's left unread.
             self.stream.read(&mut self.input).await
         };
@@ -189,7 +213,20 @@ impl Connection {
     async fn drive(&mut self, delivery: Option<(&Submission, &Outcomes)>) -> End {
         loop {
             match self.dialog.next() {
+                Step::StartTls => match self.secure().await {
+                    Ok(()) => self.dialog.secured(),
+                    Err(fault) => self.dialog.fail_at(Some(Stage::StartTls), &fault),
+                },
+                Step::WriteSecret(bytes) => {
+                    debug!("client: (a secret)");
+                    if let Err(fault) = self.write(&bytes).await {
+                        self.last_words(&fault).await;
+                    }
+                }
                 Step::Write(bytes) => {
+                    for line in bytes.split_inclusive(|b| *b == b'\n') {
+                        debug!("client: {}", Escaped(line.trim_ascii_end()));
+                    }
                     if let Err(fault) = self.write(&bytes).await {
                         self.last_words(&fault).await;
                     }
@@ -224,10 +261,11 @@ impl Connection {
 
     /// Writes commands. A window of them is small enough to be written without reading.
     async fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
-        for line in bytes.split_inclusive(|b| *b == b'\n') {
-            debug!("client: {}", Escaped(line.trim_ascii_end()));
-        }
-        match timeout(self.timeouts.command, self.stream.write_all(bytes)).await {
+        let write = async {
+            self.stream.write_all(bytes).await?;
+            self.stream.flush().await
+        };
+        match timeout(self.timeouts.command, write).await {
             Ok(written) => written.map_err(|error| Fault::Network(error.to_string())),
             Err(_elapsed) => Err(Fault::Silence(self.timeouts.command)),
         }
@@ -250,7 +288,7 @@ impl Connection {
     async fn last_words(&mut self, fault: &Fault) {
         let said = match fault {
             Fault::Network(_) => self.read(LAST_WORDS.min(self.timeouts.command)).await.is_ok(),
-            Fault::Closed | Fault::Silence(_) | Fault::Garbage(_) => false,
+            Fault::Closed | Fault::Silence(_) | Fault::Garbage(_) | Fault::Tls(_) => false,
         };
         if !said {
             self.dialog.fail(fault);
@@ -281,9 +319,12 @@ impl Connection {
     /// Writes, and listens meanwhile: a server may refuse early, and then stop reading or close.
     async fn write_content(&mut self, octets: &[u8]) -> Result<(), Cut> {
         let Self { stream, dialog, input, timeouts, .. } = self;
-        let (mut from, mut to) = stream.split();
+        let (mut from, mut to) = tokio::io::split(stream);
         let mut left = octets;
-        while !left.is_empty() {
+        // Then once more, until the kernel has it all.
+        let mut is_flushed = false;
+        while !is_flushed {
+            is_flushed = left.is_empty();
             let progress = async {
                 loop {
                     // Both are safe to drop: read and write either did their work or nothing.
@@ -294,7 +335,7 @@ impl Connection {
                                 return Err(Cut::Answered);
                             }
                         }
-                        written = to.write(left) => {
+                        written = write_some(&mut to, left) => {
                             return written
                                 .map_err(|error| Cut::Fault(Fault::Network(error.to_string())));
                         }
@@ -307,6 +348,14 @@ impl Connection {
             left = left.get(written..).unwrap_or_default();
         }
         Ok(())
+    }
+}
+
+/// Writes some of `octets`, or flushes where there are none.
+async fn write_some(to: &mut WriteHalf<&mut Stream>, octets: &[u8]) -> io::Result<usize> {
+    match octets.is_empty() {
+        true => to.flush().await.map(|()| 0),
+        false => to.write(octets).await,
     }
 }
 
@@ -324,7 +373,5 @@ fn take(read: io::Result<usize>, input: &[u8], dialog: &mut Dialog) -> Result<bo
 }
 
 async fn resolve(server: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    // An IPv6 address may be written as in a URL.
-    let host = server.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(server);
-    Ok(lookup_host((host, port)).await?.collect())
+    Ok(lookup_host((tls::bare(server), port)).await?.collect())
 }

@@ -6,12 +6,19 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use zeroize::Zeroizing;
+
+use crate::config;
 use crate::envelope::{Envelope, Rcpt};
 use crate::outcome::{Case, Outcome, Stage, is_done, too_many_recipients, verdict};
 use crate::smtp::params::{Notify, Ret};
 use crate::smtp::reply::{Reply, ReplyClass};
 
-use super::answer::{Fault, Garbage, broken, recipient_needs_utf8, sender_needs_utf8, too_large};
+use super::answer::{
+    Fault, Garbage, broken, recipient_needs_utf8, sender_needs_utf8, too_large, unfit_server,
+};
 use super::reader::ReplyReader;
 
 /// Most commands, and most octets of them, whose replies are still to come. Both sides may block on full buffers when
@@ -24,6 +31,10 @@ const WINDOW_OCTETS: usize = 16 * 1024;
 pub(super) enum Step {
     /// Write this, whole.
     Write(Vec<u8>),
+    /// The same, and show it to nobody.
+    WriteSecret(Vec<u8>),
+    /// Make the connection secure, then call [`Dialog::secured`].
+    StartTls,
     /// Read until [`Dialog::receive`] says that there is something; it must come within that wait.
     Read(Wait),
     /// This recipient's outcome is final.
@@ -63,6 +74,9 @@ struct Capabilities {
     eight_bit_mime: bool,
     smtputf8: bool,
     dsn: bool,
+    starttls: bool,
+    plain: bool,
+    login: bool,
 }
 
 impl Capabilities {
@@ -77,6 +91,15 @@ impl Capabilities {
                 b"8BITMIME" => capabilities.eight_bit_mime = true,
                 b"SMTPUTF8" => capabilities.smtputf8 = true,
                 b"DSN" => capabilities.dsn = true,
+                b"STARTTLS" => capabilities.starttls = true,
+                // Servers of old write "AUTH=LOGIN" too.
+                _ if keyword == b"AUTH" || keyword.starts_with(b"AUTH=") => {
+                    let first = keyword.strip_prefix(b"AUTH=").unwrap_or_default();
+                    for mechanism in std::iter::once(first).chain(words) {
+                        capabilities.plain |= mechanism.eq_ignore_ascii_case(b"PLAIN");
+                        capabilities.login |= mechanism.eq_ignore_ascii_case(b"LOGIN");
+                    }
+                }
                 b"SIZE" => {
                     let limit = words.next().and_then(|word| std::str::from_utf8(word).ok());
                     let limit = limit.and_then(|word| word.parse().ok());
@@ -98,6 +121,13 @@ enum Command {
     Greeting,
     Ehlo,
     Helo,
+    StartTls,
+    AuthPlain,
+    AuthLogin,
+    /// The user's name, as LOGIN asks for it.
+    Username,
+    /// The last that AUTH wants.
+    Password,
     Mail,
     /// The recipient at this position of the envelope.
     Rcpt(usize),
@@ -112,7 +142,16 @@ enum Command {
 impl Command {
     fn wait(self) -> Wait {
         match self {
-            Self::Greeting | Self::Ehlo | Self::Helo | Self::Mail | Self::Rcpt(_) => Wait::Command,
+            Self::Greeting
+            | Self::Ehlo
+            | Self::Helo
+            | Self::StartTls
+            | Self::AuthPlain
+            | Self::AuthLogin
+            | Self::Username
+            | Self::Password
+            | Self::Mail
+            | Self::Rcpt(_) => Wait::Command,
             Self::Data => Wait::Data,
             Self::Dot => Wait::Final,
             Self::EmptyDot | Self::Rset => Wait::Reset,
@@ -123,6 +162,8 @@ impl Command {
         match self {
             Self::Greeting => Stage::Greeting,
             Self::Ehlo | Self::Helo => Stage::Ehlo,
+            Self::StartTls => Stage::StartTls,
+            Self::AuthPlain | Self::AuthLogin | Self::Username | Self::Password => Stage::Auth,
             Self::Mail => Stage::Mail,
             Self::Rcpt(_) => Stage::Rcpt,
             Self::Data => Stage::Data,
@@ -180,17 +221,26 @@ enum Mail {
 
 #[derive(Debug)]
 enum State {
-    /// Up to the reply to EHLO or HELO. STARTTLS and AUTH belong here.
+    /// Until a message may be sent: EHLO or HELO, STARTTLS, AUTH.
     Opening,
     Ready,
     Busy(Box<Transaction>),
     Closed,
 }
 
+/// What has to be before a message may be sent.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Opening {
+    /// The connection is in clear and is to be made secure.
+    pub(super) starttls: bool,
+    pub(super) login: Option<config::Login>,
+}
+
 /// One connection's dialog.
 #[derive(Debug)]
 pub(super) struct Dialog {
     hostname: String,
+    opening: Opening,
     reader: ReplyReader,
     /// A reply that [`Dialog::receive`] has seen and [`Dialog::next`] not yet.
     arrived: Option<Result<Reply, Garbage>>,
@@ -204,9 +254,10 @@ pub(super) struct Dialog {
 
 impl Dialog {
     /// A connection just made; `hostname` is how we call ourselves.
-    pub(super) fn new(hostname: &str) -> Self {
+    pub(super) fn new(hostname: &str, opening: Opening) -> Self {
         Self {
             hostname: hostname.to_owned(),
+            opening,
             reader: ReplyReader::default(),
             arrived: None,
             awaited: VecDeque::from([Command::Greeting]),
@@ -245,6 +296,13 @@ impl Dialog {
         self.screen();
     }
 
+    /// The connection is secure. What was said before does not count (RFC 3207 4.2).
+    pub(super) fn secured(&mut self) {
+        self.opening.starttls = false;
+        self.capabilities = Capabilities::default();
+        self.ask(Command::Ehlo, &format!("EHLO {}\r\n", self.hostname));
+    }
+
     /// The content and its final dot have been written.
     pub(super) fn content_sent(&mut self) {
         if let State::Busy(transaction) = &mut self.state {
@@ -256,6 +314,11 @@ impl Dialog {
     /// The connection broke, or what was awaited did not come.
     pub(super) fn fail(&mut self, fault: &Fault) {
         let awaited = self.awaited.front().map(|command| command.stage());
+        self.fail_at(awaited, fault);
+    }
+
+    /// The same; `awaited` is what an answer was due to.
+    pub(super) fn fail_at(&mut self, awaited: Option<Stage>, fault: &Fault) {
         match std::mem::replace(&mut self.state, State::Closed) {
             State::Opening => {
                 let stage = awaited.unwrap_or(Stage::Greeting);
@@ -269,7 +332,7 @@ impl Dialog {
                     Mail::Asked | Mail::Taken | Mail::Refused => awaited.unwrap_or(Stage::Mail),
                 };
                 let again = match fault {
-                    Fault::Closed | Fault::Network(_) | Fault::Garbage(_) => true,
+                    Fault::Closed | Fault::Network(_) | Fault::Garbage(_) | Fault::Tls(_) => true,
                     // It was waited for long enough.
                     Fault::Silence(_) => false,
                 };
@@ -329,7 +392,7 @@ impl Dialog {
             Some(Command::Ehlo) => match reply.code.get() {
                 _ if is_done(reply) => {
                     self.capabilities = Capabilities::read(reply);
-                    self.state = State::Ready;
+                    self.introduced();
                 }
                 // It does not know EHLO (RFC 5321 4.1.1.1); other refusals are of us.
                 500 | 501 | 502 | 504 => {
@@ -338,9 +401,37 @@ impl Dialog {
                 _ => self.refused(Stage::Ehlo, reply),
             },
             Some(Command::Helo) => match is_done(reply) {
-                true => self.state = State::Ready,
+                true => self.introduced(),
                 false => self.refused(Stage::Ehlo, reply),
             },
+            Some(Command::StartTls) => match reply.code.get() {
+                // Whoever is in the middle may have put in what looks like the secured server's reply.
+                220 if !self.reader.is_empty() => {
+                    self.fail_at(Some(Stage::StartTls), &Fault::Garbage(Garbage::OutOfTurn));
+                }
+                220 => self.steps.push_back(Step::StartTls),
+                _ => self.refused(Stage::StartTls, reply),
+            },
+            Some(Command::AuthPlain) => match reply.code.get() {
+                // It does not know of initial responses.
+                334 => self.tell(Command::Password, &self.plain()),
+                _ => self.logged_in(reply),
+            },
+            Some(Command::AuthLogin) => match (reply.code.get(), &self.opening.login) {
+                (334, Some(login)) => {
+                    let name = BASE64.encode(&login.username);
+                    self.tell(Command::Username, &name);
+                }
+                _ => self.logged_in(reply),
+            },
+            Some(Command::Username) => match (reply.code.get(), &self.opening.login) {
+                (334, Some(login)) => {
+                    let password = BASE64.encode(login.password.as_str());
+                    self.tell(Command::Password, &password);
+                }
+                _ => self.logged_in(reply),
+            },
+            Some(Command::Password) => self.logged_in(reply),
             Some(Command::Mail) => self.mail_answered(reply),
             Some(Command::Rcpt(rcpt)) => self.rcpt_answered(rcpt, reply),
             Some(Command::Data) => self.data_answered(reply),
@@ -363,6 +454,47 @@ impl Dialog {
                 }
             },
         }
+    }
+
+    /// The server said what it can: on to what has to be before the first message.
+    fn introduced(&mut self) {
+        let Capabilities { starttls, plain, login, .. } = self.capabilities;
+        if self.opening.starttls {
+            return match starttls {
+                true => self.ask(Command::StartTls, "STARTTLS\r\n"),
+                false => self.unfit(Stage::StartTls, "the server does not offer STARTTLS, and nothing is sent in clear: is provider.port right, or does provider.security = \"tls\" fit it?"),
+            };
+        }
+        match self.opening.login {
+            None => self.state = State::Ready,
+            Some(_) if plain => {
+                let line = format!("AUTH PLAIN {}", self.plain());
+                self.tell(Command::AuthPlain, &line);
+            }
+            Some(_) if login => self.ask(Command::AuthLogin, "AUTH LOGIN\r\n"),
+            Some(_) => self.unfit(Stage::Auth, "the server offers neither AUTH PLAIN nor AUTH LOGIN here: does it want another provider.security or provider.port first, or no login (provider.auth = \"none\")?"),
+        }
+    }
+
+    /// What AUTH PLAIN sends (RFC 4616 2).
+    fn plain(&self) -> String {
+        let message = self.opening.login.as_ref().map(|login| {
+            Zeroizing::new(format!("\0{}\0{}", login.username, login.password.as_str()))
+        });
+        message.map(|message| BASE64.encode(message.as_str())).unwrap_or_default()
+    }
+
+    fn logged_in(&mut self, reply: &Reply) {
+        match reply.code.get() {
+            235 => self.state = State::Ready,
+            _ => self.refused(Stage::Auth, reply),
+        }
+    }
+
+    /// The server is not what the configuration takes it for.
+    fn unfit(&mut self, stage: Stage, why: &str) {
+        self.steps.push_back(Step::Refused(unfit_server(stage, why.to_owned())));
+        self.state = State::Closed;
     }
 
     fn mail_answered(&mut self, reply: &Reply) {
@@ -448,6 +580,12 @@ impl Dialog {
     /// Makes the connection fit for the next message.
     fn reset(&mut self) {
         self.ask(Command::Rset, "RSET\r\n");
+    }
+
+    /// Says what nobody else is to see.
+    fn tell(&mut self, command: Command, line: &str) {
+        self.steps.push_back(Step::WriteSecret(format!("{line}\r\n").into()));
+        self.awaited.push_back(command);
     }
 
     fn ask(&mut self, command: Command, line: &str) {

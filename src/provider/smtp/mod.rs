@@ -3,12 +3,14 @@
 //! `dialog` is the protocol and knows no socket; `connection` drives it over one; `answer` says what a broken
 //! connection means; here is the pool, and what the dispatcher sees.
 
+use std::io;
 use std::sync::Arc;
 
-use crate::config;
+use crate::config::{self, Security};
 use crate::outcome::{Case, Outcome};
 use crate::smtp::address::ReversePath;
 
+use super::tls::Tls;
 use super::{BoxFuture, Limits, Outcomes, Provider, Submission};
 
 use connection::{Connection, End};
@@ -20,19 +22,32 @@ mod connection;
 mod dialog;
 mod pool;
 mod reader;
+mod stream;
 mod stuffer;
 
-/// An upstream SMTP server, in clear and without a login.
+/// An upstream SMTP server.
 pub struct SmtpProvider {
     config: config::SmtpProvider,
+    tls: Option<Tls>,
     hostname: String,
     pool: Arc<Pool>,
 }
 
 impl SmtpProvider {
-    /// `hostname` is how we call ourselves at EHLO.
-    pub fn new(config: &config::SmtpProvider, hostname: String) -> Self {
-        Self { config: config.clone(), hostname, pool: Arc::new(Pool::new(pool::Limits::DEFAULT)) }
+    /// `hostname` is how we call ourselves at EHLO. Fails where connections are to be secured and there are no root
+    /// certificates.
+    pub fn new(config: &config::SmtpProvider, hostname: String) -> io::Result<Self> {
+        let tls = || Tls::new(&config.server, config.ca_file.as_deref());
+        let tls = match config.security {
+            Security::None => None,
+            Security::StartTls | Security::Tls => Some(tls()?),
+        };
+        let pool = Arc::new(Pool::new(pool::Limits::DEFAULT));
+        Ok(Self { config: config.clone(), tls, hostname, pool })
+    }
+
+    async fn open(&self) -> Result<Connection, Outcome> {
+        Connection::open(&self.config, self.tls.as_ref(), &self.hostname).await
     }
 
     async fn send(&self, submission: &Submission, outcomes: &Outcomes) {
@@ -52,7 +67,7 @@ impl SmtpProvider {
         loop {
             let (mut connection, freshness) = match idle.take() {
                 Some(connection) => (connection, Freshness::Reused),
-                None => match Connection::open(&self.config, &self.hostname).await {
+                None => match self.open().await {
                     Ok(connection) => (connection, Freshness::New),
                     Err(outcome) => return settle_all(submission, outcomes, &outcome),
                 },

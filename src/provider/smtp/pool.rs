@@ -59,7 +59,7 @@ impl Pool {
     /// A connection that was good a moment ago.
     pub(super) fn take(&self) -> Option<Connection> {
         let mut state = self.lock();
-        while let Some(Idle { connection, since }) = state.idle.pop() {
+        while let Some(Idle { mut connection, since }) = state.idle.pop() {
             let age = clock::now().saturating_duration_since(since);
             match connection.is_quiet() {
                 true if age < self.limits.idle_time => return Some(connection),

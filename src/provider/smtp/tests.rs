@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
@@ -21,6 +21,8 @@ const LONG: Duration = Duration::from_secs(20);
 /// A deadline that is meant to pass.
 const SOON: Duration = Duration::from_millis(60);
 
+mod secured;
+
 struct Server {
     listener: TcpListener,
 }
@@ -34,6 +36,9 @@ impl Server {
         config::SmtpProvider {
             server: "127.0.0.1".to_owned(),
             port: self.listener.local_addr().unwrap().port(),
+            security: Security::None,
+            login: None,
+            ca_file: None,
             sender: Some(mailbox("reports@x.example")),
             max_recipients: 100,
             connect_timeout: LONG,
@@ -44,12 +49,13 @@ impl Server {
     }
 
     fn provider(&self) -> SmtpProvider {
-        SmtpProvider::new(&self.config(), "me.example".to_owned())
+        SmtpProvider::new(&self.config(), "me.example".to_owned()).unwrap()
     }
 
     fn pooling(&self, limits: pool::Limits) -> SmtpProvider {
         let pool = Arc::new(Pool::new(limits));
-        SmtpProvider { config: self.config(), hostname: "me.example".to_owned(), pool }
+        let (config, hostname) = (self.config(), "me.example".to_owned());
+        SmtpProvider { config, tls: None, hostname, pool }
     }
 
     async fn accept(&self) -> Peer {
@@ -68,13 +74,14 @@ impl Server {
 }
 
 /// The client, as the server sees it.
-struct Peer {
-    stream: BufReader<TcpStream>,
+struct Peer<S = TcpStream> {
+    stream: BufReader<S>,
 }
 
-impl Peer {
+impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
     async fn say(&mut self, lines: &str) {
         self.stream.write_all(format!("{lines}\r\n").as_bytes()).await.unwrap();
+        self.stream.flush().await.unwrap();
     }
 
     async fn expect(&mut self, lines: &[&str]) {
@@ -113,7 +120,7 @@ impl Peer {
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest).await {
             Ok(_) => {}
-            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
         }
         rest
     }

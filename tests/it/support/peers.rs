@@ -92,10 +92,38 @@ pub struct Postfix {
     folder: TempDir,
 }
 
+/// How a [`Postfix`] wants to be spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Secured {
+    /// In clear until STARTTLS, which it insists on.
+    StartTls,
+    /// From the start.
+    Tls,
+}
+
 impl Postfix {
     /// None where it is not installed, or we may not run it.
     #[track_caller]
     pub fn start(relay_to: SocketAddr) -> Option<Self> {
+        Self::with(relay_to, String::new())
+    }
+
+    /// One that insists on TLS, with key and certificate in one file.
+    #[track_caller]
+    pub fn secured(relay_to: SocketAddr, secured: Secured, pem: &Path) -> Option<Self> {
+        let how = match secured {
+            Secured::StartTls => "smtpd_tls_security_level = encrypt",
+            Secured::Tls => "smtpd_tls_wrappermode = yes",
+        };
+        let pem = pem.display();
+        Self::with(
+            relay_to,
+            format!("{how}\nsmtpd_tls_chain_files = {pem}\nsmtpd_tls_received_header = yes\n"),
+        )
+    }
+
+    #[track_caller]
+    fn with(relay_to: SocketAddr, more: String) -> Option<Self> {
         if !need("postfix") || !need("postconf") {
             return None;
         }
@@ -113,7 +141,7 @@ impl Postfix {
         let address = free_port();
         let daemons = run(Command::new("postconf").args(["-dh", "daemon_directory"]));
         let daemons = Path::new(daemons.trim());
-        fs::write(path.join("etc/main.cf"), main_cf(path, relay_to)).unwrap();
+        fs::write(path.join("etc/main.cf"), main_cf(path, relay_to) + &more).unwrap();
         fs::write(path.join("etc/master.cf"), master_cf(address)).unwrap();
         for name in ["dynamicmaps.cf", "postfix-files"] {
             if let Ok(text) = fs::read(Path::new("/etc/postfix").join(name)) {
@@ -127,7 +155,9 @@ impl Postfix {
         master.arg("-c").arg(path.join("etc")).arg("-s");
         master.stdout(Stdio::null()).stderr(Stdio::null());
         let peer = Peer::start(&mut master, address);
-        Client::connect(address).command("QUIT", 221);
+        if !more.contains("wrappermode") {
+            Client::connect(address).command("QUIT", 221);
+        }
         Some(Self { address, _peer: peer, folder })
     }
 

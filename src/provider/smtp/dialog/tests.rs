@@ -176,7 +176,7 @@ fn play(
     freshness: Freshness,
     mut cuts: Cuts,
 ) -> (Vec<String>, Vec<String>) {
-    let mut dialog = Dialog::new("me.example");
+    let mut dialog = Dialog::new("me.example", Opening::default());
     let (mut ours, mut ends) = (Vec::new(), Vec::new());
     let mut turns = turns.iter().cloned();
     // What is left of a turn.
@@ -199,6 +199,7 @@ fn play(
                 assert!(text.ends_with("\r\n"));
                 ours.extend(text.trim_end().split("\r\n").map(|line| format!("C: {line}")));
             }
+            Step::WriteSecret(_) | Step::StartTls => unreachable!("nothing of that is asked for"),
             Step::Read(_) => {
                 if feed(&mut dialog, &mut left) {
                     continue;
@@ -980,7 +981,7 @@ fn play_many(answer: impl Fn(&str) -> &'static str) -> (Vec<usize>, Vec<(&'stati
     let names: Vec<String> = (0..250).map(|at| format!("r{at}@y.example")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let order = order("a@x.example", &names);
-    let mut dialog = Dialog::new("me.example");
+    let mut dialog = Dialog::new("me.example", Opening::default());
     let (mut windows, mut settled) =
         (Vec::new(), [("delivered", 0), ("deferred", 0), ("failed", 0)]);
     let mut begun = false;
@@ -1098,21 +1099,33 @@ fn any_bytes_end_with_one_outcome_for_each_recipient() {
             1 => three(),
             _ => order("ä@x.example", &["r0@y.example", "ö@y.example"]),
         };
-        let mut dialog = Dialog::new("me.example");
+        let opening = match random(&mut seed) % 3 {
+            0 => login(),
+            1 => STARTTLS,
+            _ => Opening::default(),
+        };
+        let mut dialog = Dialog::new("me.example", opening);
         let mut settled = vec![0; order.part.len()];
         let (mut refused, mut begun) = (false, false);
         // Mostly what a server would say, so that the dialog gets far.
         let polite = random(&mut seed) % 8;
         for _ in 0..1_000 {
             match dialog.next() {
-                Step::Write(_) => {}
+                Step::Write(_) | Step::WriteSecret(_) => {}
+                Step::StartTls => dialog.secured(),
                 Step::Read(wait) => {
                     let awaited = dialog.awaited.front().copied();
                     let bytes: Vec<u8> = match (random(&mut seed) % 8, awaited) {
                         (n, Some(command)) if n < polite => match command {
                             Command::Greeting => b"220 hi\r\n".to_vec(),
-                            Command::Ehlo => b"250-a\r\n250 PIPELINING\r\n".to_vec(),
+                            Command::Ehlo => {
+                                b"250-a\r\n250-STARTTLS\r\n250-AUTH LOGIN\r\n250 PIPELINING\r\n"
+                                    .to_vec()
+                            }
                             Command::Data => b"354 go\r\n".to_vec(),
+                            Command::StartTls => b"220 go\r\n".to_vec(),
+                            Command::AuthPlain | Command::Password => b"235 in\r\n".to_vec(),
+                            Command::AuthLogin | Command::Username => b"334 \r\n".to_vec(),
                             _ => b"250 ok\r\n".to_vec(),
                         },
                         (7, _) => vec![random(&mut seed).to_le_bytes()[0]; 700],
@@ -1153,5 +1166,211 @@ fn any_bytes_end_with_one_outcome_for_each_recipient() {
                 Step::Again => panic!("round {round}: a new connection is not replaced"),
             }
         }
+    }
+}
+
+/// Plays the opening of a connection, a reply at a time; the handshake of TLS always succeeds.
+fn open(opening: &Opening, replies: &[&str]) -> Vec<String> {
+    let mut dialog = Dialog::new("me.example", opening.clone());
+    let mut replies = replies.iter();
+    let mut seen = Vec::new();
+    loop {
+        match dialog.next() {
+            Step::Write(line) => seen.push(String::from_utf8(line).unwrap().trim_end().to_owned()),
+            Step::WriteSecret(line) => {
+                let line = String::from_utf8(line).unwrap();
+                let (verb, secret) =
+                    line.trim_end().rsplit_once(' ').unwrap_or(("", line.trim_end()));
+                let secret = String::from_utf8(BASE64.decode(secret).unwrap()).unwrap();
+                seen.push(format!("{verb} ({})", secret.replace('\0', "|")));
+            }
+            Step::StartTls => {
+                seen.push("-- secured".to_owned());
+                dialog.secured();
+            }
+            Step::Read(_) => match replies.next() {
+                Some(reply) => drop(dialog.receive(format!("{reply}\r\n").as_bytes())),
+                None => dialog.fail(&Fault::Closed),
+            },
+            Step::Ready => {
+                seen.push("ready".to_owned());
+                return seen;
+            }
+            Step::Refused(outcome) => {
+                let Some(cause) = outcome.cause() else { panic!("{outcome:?}") };
+                seen.push(short_cause(outcome.label(), cause));
+                return seen;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[track_caller]
+fn check_open(opening: &Opening, replies: &[&str], expected: &[&str]) {
+    let seen = open(opening, replies);
+    let ends_like = |seen: &String, expected: &&str| match expected.strip_suffix("…") {
+        Some(start) => seen.starts_with(start),
+        None => seen == expected,
+    };
+    let is_same =
+        seen.len() == expected.len() && seen.iter().zip(expected).all(|(a, b)| ends_like(a, b));
+    assert!(is_same, "{seen:#?}");
+}
+
+fn login() -> Opening {
+    let password = config::Secret::for_tests("p w");
+    let login = config::Login { username: "me@x.example".to_owned(), password };
+    Opening { starttls: false, login: Some(login) }
+}
+
+const STARTTLS: Opening = Opening { starttls: true, login: None };
+
+#[test]
+fn starttls_secures_the_connection_before_anything_else() {
+    check_open(
+        &Opening { starttls: true, ..login() },
+        &[
+            "220 hi",
+            "250-up\r\n250-AUTH LOGIN\r\n250 starttls",
+            "220 go on",
+            "250-up\r\n250 AUTH PLAIN LOGIN",
+            "235 in",
+        ],
+        &[
+            "EHLO me.example",
+            "STARTTLS",
+            "-- secured",
+            "EHLO me.example",
+            "AUTH PLAIN (|me@x.example|p w)",
+            "ready",
+        ],
+    );
+}
+
+#[test]
+fn what_was_offered_in_clear_does_not_count() {
+    check_open(
+        &Opening { starttls: true, ..login() },
+        &["220 hi", "250-up\r\n250-STARTTLS\r\n250 AUTH PLAIN", "220 go on", "250 up"],
+        &[
+            "EHLO me.example",
+            "STARTTLS",
+            "-- secured",
+            "EHLO me.example",
+            "held provider auth: the server offers neither…",
+        ],
+    );
+}
+
+#[test]
+fn without_starttls_nothing_is_sent_in_clear() {
+    let refused =
+        "held provider starttls: the server does not offer STARTTLS, and nothing is sent in clear…";
+    check_open(&STARTTLS, &["220 hi", "250-up\r\n250 SIZE 1"], &["EHLO me.example", refused]);
+    check_open(
+        &STARTTLS,
+        &["220 hi", "502 what?", "250 up"],
+        &["EHLO me.example", "HELO me.example", refused],
+    );
+    let offers = ["220 hi", "250-up\r\n250 STARTTLS"];
+    let asked = ["EHLO me.example", "STARTTLS"];
+    for (reply, end) in [
+        ("454 4.7.0 not now", "deferred provider starttls: 454 4.7.0 not now"),
+        ("501 5.5.4 no", "held provider starttls: 501 5.5.4 no"),
+        ("421 4.3.2 bye", "deferred provider starttls: 421 4.3.2 bye"),
+    ] {
+        check_open(&STARTTLS, &[&offers[..], &[reply]].concat(), &[&asked[..], &[end]].concat());
+    }
+    check_open(
+        &STARTTLS,
+        &offers,
+        &[
+            asked[0],
+            asked[1],
+            "deferred provider starttls: the server closed the connection after STARTTLS",
+        ],
+    );
+}
+
+#[test]
+fn a_reply_smuggled_in_before_the_handshake_breaks_the_protocol() {
+    check_open(
+        &STARTTLS,
+        &["220 hi", "250-up\r\n250 STARTTLS", "220 go on\r\n250 up"],
+        &[
+            "EHLO me.example",
+            "STARTTLS",
+            "deferred provider starttls: the server broke the protocol after STARTTLS: a reply came before it was asked for",
+        ],
+    );
+}
+
+#[test]
+fn a_login_takes_the_way_that_the_server_offers() {
+    let plain = "AUTH PLAIN (|me@x.example|p w)";
+    check_open(
+        &login(),
+        &["220 hi", "250-up\r\n250 AUTH XOAUTH2 plain", "235 2.7.0 in"],
+        &["EHLO me.example", plain, "ready"],
+    );
+    check_open(
+        &login(),
+        &["220 hi", "250-up\r\n250 AUTH PLAIN", "334 ", "235 in"],
+        &["EHLO me.example", plain, " (|me@x.example|p w)", "ready"],
+    );
+    for offer in ["AUTH LOGIN XOAUTH2", "AUTH=LOGIN", "auth=login plainer"] {
+        check_open(
+            &login(),
+            &[
+                "220 hi",
+                &format!("250-up\r\n250 {offer}"),
+                "334 VXNlcm5hbWU6",
+                "334 UGFzc3dvcmQ6",
+                "235 in",
+            ],
+            &["EHLO me.example", "AUTH LOGIN", " (me@x.example)", " (p w)", "ready"],
+        );
+    }
+    for offer in ["AUTH XOAUTH2 CRAM-MD5", "SIZE 5", "AUTH"] {
+        check_open(
+            &login(),
+            &["220 hi", &format!("250-up\r\n250 {offer}")],
+            &[
+                "EHLO me.example",
+                "held provider auth: the server offers neither AUTH PLAIN nor AUTH LOGIN here…",
+            ],
+        );
+    }
+}
+
+#[test]
+fn a_refused_login_is_the_providers_trouble_in_the_servers_words() {
+    for (reply, end) in [
+        ("535 5.7.8 no", "held provider auth: 535 5.7.8 no"),
+        (
+            "535 5.7.139 Authentication unsuccessful",
+            "held provider auth: 535 5.7.139 Authentication unsuccessful",
+        ),
+        ("534 5.7.9 ask your admin", "held provider auth: 534 5.7.9 ask your admin"),
+        ("454 4.7.0 later", "deferred provider auth: 454 4.7.0 later"),
+        ("421 4.7.0 too many logins", "deferred provider auth: 421 4.7.0 too many logins"),
+        ("250 what", "deferred provider auth: 250 what"),
+        ("334 more", "deferred provider auth: 334 more"),
+    ] {
+        let greeting = ["220 hi", "250-up\r\n250 AUTH LOGIN"];
+        let asked = ["EHLO me.example", "AUTH LOGIN"];
+        if reply != "334 more" {
+            check_open(
+                &login(),
+                &[&greeting[..], &[reply]].concat(),
+                &[&asked[..], &[end]].concat(),
+            );
+        }
+        check_open(
+            &login(),
+            &[&greeting[..], &["334 u", "334 p", reply]].concat(),
+            &[&asked[..], &[" (me@x.example)", " (p w)", end]].concat(),
+        );
     }
 }

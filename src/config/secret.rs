@@ -1,0 +1,73 @@
+//! Secrets: shown to nobody, and forgotten when they go.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+/// Longest secret in a file, in octets.
+const MAX: u64 = 64 * 1024;
+
+/// A password or the like. `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    /// Err says what is wrong with it.
+    pub(super) fn new(text: String) -> Result<Self, &'static str> {
+        let text = Zeroizing::new(text);
+        match text.as_str() {
+            "" => Err("is empty"),
+            text if text.contains(['\0', '\r', '\n']) => Err("has more than one line"),
+            _ => Ok(Self(text)),
+        }
+    }
+
+    /// From a file; the end of its line is not part of it.
+    pub(super) fn of_file(path: &Path) -> Result<Self, String> {
+        let mut text = Zeroizing::new(String::new());
+        let read = File::open(path).and_then(|file| file.take(MAX + 1).read_to_string(&mut text));
+        let len = read.map_err(|error| format!("cannot be read: {error}"))?;
+        if len as u64 > MAX {
+            return Err("is longer than 64 KiB".to_owned());
+        }
+        let line = text.strip_suffix('\n').unwrap_or(&text);
+        let line = line.strip_suffix('\r').unwrap_or(line);
+        Self::new(line.to_owned()).map_err(str::to_owned)
+    }
+
+    /// From an environment variable.
+    pub(super) fn of_variable(name: &str) -> Result<Self, String> {
+        let text = std::env::var(name).map_err(|error| format!("has no value: {error}"))?;
+        Self::new(text).map_err(str::to_owned)
+    }
+
+    /// From what systemd hands over (`LoadCredential=` in the unit).
+    pub(super) fn of_credential(name: &str) -> Result<Self, String> {
+        let folder = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        let folder = folder.ok_or(
+            "is not there: the process has no credentials of systemd (LoadCredential= in the unit)",
+        )?;
+        match name.contains('/') {
+            true => Err("is the name of a credential, without /".to_owned()),
+            false => Self::of_file(&folder.join(name)),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests(text: &str) -> Self {
+        Self::new(text.to_owned()).expect("one line of text")
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
