@@ -233,6 +233,10 @@ impl Message {
         let outcomes = Outcomes::new();
         client.deliver(&submission, &outcomes).await;
         client.close().await;
+        let left = outcomes.left().len();
+        if left > 0 {
+            return Err(format!("{left} recipients are too many for one message"));
+        }
         let mut words = String::new();
         for (_, outcome) in outcomes.take(&part) {
             match outcome {

@@ -1,6 +1,6 @@
 //! Takes what is due, hands it to the provider, and makes durable what came of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -401,14 +401,19 @@ impl<'a, S: Spool> Round<'a, S> {
 
     async fn deliver(&mut self, provider: &dyn Provider) {
         let envelope = Arc::new(self.message.envelope.clone());
-        let pending: Vec<usize> = self.message.progress.pending().collect();
-        let mut parts = pending.chunks(provider.limits().recipients.max(1)).peekable();
-        while let Some(part) = parts.next() {
+        let mut pending: VecDeque<usize> = self.message.progress.pending().collect();
+        while !pending.is_empty() {
+            let most = provider.limits().recipients.clamp(1, pending.len());
+            let part = pending.drain(..most).collect();
             let body = self.message.body.clone();
-            let submission =
-                Submission { envelope: Arc::clone(&envelope), part: part.to_vec(), body };
+            let submission = Submission { envelope: Arc::clone(&envelope), part, body };
             self.shared.metrics.attempts.inc();
-            let Some(outcomes) = self.send(provider, &submission).await else { return };
+            let Some((outcomes, left)) = self.send(provider, &submission).await else { return };
+            // Each round settles a recipient at least, so there is a last one.
+            if outcomes.is_empty() {
+                return;
+            }
+            left.into_iter().rev().for_each(|rcpt| pending.push_front(rcpt));
             self.judge(&outcomes);
             for (rcpt, outcome) in outcomes {
                 self.settle(rcpt, outcome);
@@ -416,7 +421,7 @@ impl<'a, S: Spool> Round<'a, S> {
             if self.stopped.is_some() || self.held {
                 return;
             }
-            if parts.peek().is_some() && self.changed {
+            if !pending.is_empty() && self.changed {
                 let (id, progress) = (self.id(), &self.message.progress);
                 self.write(|| Op::Update { id, progress: progress.clone() }, Durability::Durable)
                     .await;
@@ -424,12 +429,13 @@ impl<'a, S: Spool> Round<'a, S> {
         }
     }
 
-    /// Has the provider send a part. None when it turns out that it must not be sent.
+    /// Has the provider send a part: the outcomes, and who is left for another part. None when it turns out that it must
+    /// not be sent.
     async fn send(
         &mut self,
         provider: &dyn Provider,
         submission: &Submission,
-    ) -> Option<Vec<(usize, Outcome)>> {
+    ) -> Option<(Vec<(usize, Outcome)>, Vec<usize>)> {
         let (outcomes, mut leaving) = Outcomes::watched();
         let mut delivery = pin!(caught(provider.deliver(submission, &outcomes)));
         loop {
@@ -444,7 +450,8 @@ impl<'a, S: Spool> Round<'a, S> {
             // The provider may have panicked meanwhile: then there is an end, without a word.
             may_leave.send(()).unwrap_or_default();
         }
-        Some(outcomes.take(&submission.part))
+        let left = outcomes.left();
+        Some((outcomes.take(&submission.part), left))
     }
 
     /// Marks on disk that the content of `part` is about to leave, so that the next start knows what may have been taken

@@ -56,7 +56,8 @@ pub struct Submission {
 /// The outcomes of one part, one for each recipient of it.
 #[derive(Debug)]
 pub struct Outcomes {
-    settled: Mutex<Vec<(usize, Outcome)>>,
+    /// None for a recipient that is left for another part.
+    settled: Mutex<Vec<(usize, Option<Outcome>)>>,
     leaving: Option<mpsc::Sender<oneshot::Sender<()>>>,
     has_left: AtomicBool,
 }
@@ -91,13 +92,29 @@ impl Outcomes {
 
     /// Says what became of the recipient at `rcpt` (a position in the envelope). The first word counts.
     pub fn settle(&self, rcpt: usize, outcome: Outcome) {
+        self.say(rcpt, Some(outcome));
+    }
+
+    /// Says that the recipient was not sent to, because the remote took enough others: it is for another part, at once.
+    /// At least one recipient of the part must have an outcome then.
+    pub fn leave(&self, rcpt: usize) {
+        self.say(rcpt, None);
+    }
+
+    fn say(&self, rcpt: usize, outcome: Option<Outcome>) {
         let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
         if !settled.iter().any(|(at, _)| *at == rcpt) {
             settled.push((rcpt, outcome));
         }
     }
 
-    /// One outcome for each recipient of `part`, in its order.
+    /// Those that are left for another part, in the order in which that was said.
+    pub fn left(&self) -> Vec<usize> {
+        let settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        settled.iter().filter(|(_, outcome)| outcome.is_none()).map(|(rcpt, _)| *rcpt).collect()
+    }
+
+    /// One outcome for each recipient of `part` that is not left for another one, in its order.
     pub fn take(&self, part: &[usize]) -> Vec<(usize, Outcome)> {
         let mut settled =
             std::mem::take(&mut *self.settled.lock().unwrap_or_else(PoisonError::into_inner));
@@ -108,8 +125,8 @@ impl Outcomes {
         };
         let mut find = |rcpt: usize| match settled.iter().position(|(at, _)| *at == rcpt) {
             Some(at) => settled.swap_remove(at).1,
-            None => unsaid(),
+            None => Some(unsaid()),
         };
-        part.iter().map(|rcpt| (*rcpt, find(*rcpt))).collect()
+        part.iter().filter_map(|rcpt| Some((*rcpt, find(*rcpt)?))).collect()
     }
 }

@@ -812,8 +812,11 @@ fn an_upstream_that_takes_fewer_recipients_gets_them_in_smaller_parts() {
         true => Answer::reply("452 4.5.3 too many recipients"),
         false => Answer::Usual,
     });
-    // The rest of each part waits for the next attempt.
-    check_parts(&sink, &[80, 80, 50, 40]);
+    // The rest of the first part goes at once, and the number is remembered.
+    check_parts(&sink, &[80, 80, 80, 10]);
+    let is_rcpt = |line: &&String| line.starts_with("RCPT");
+    // The hundredth of the first part was not asked for.
+    assert_eq!(sink.lines().iter().filter(is_rcpt).count(), 99 + 80 + 80 + 10);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, WriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tracing::debug;
@@ -173,6 +173,11 @@ impl Connection {
         self.drive(Some((submission, outcomes))).await
     }
 
+    /// How many recipients the last transaction had when the server would take no more.
+    pub(super) fn full_at(&self) -> Option<usize> {
+        self.dialog.full_at()
+    }
+
     pub(super) fn transactions(&self) -> u32 {
         self.transactions
     }
@@ -239,6 +244,11 @@ impl Connection {
                 Step::Settle(rcpt, outcome) => {
                     if let Some((_, outcomes)) = delivery {
                         outcomes.settle(rcpt, outcome);
+                    }
+                }
+                Step::Leave(rcpt) => {
+                    if let Some((_, outcomes)) = delivery {
+                        outcomes.leave(rcpt);
                     }
                 }
                 Step::Content => {
@@ -321,10 +331,7 @@ impl Connection {
         let Self { stream, dialog, input, timeouts, .. } = self;
         let (mut from, mut to) = tokio::io::split(stream);
         let mut left = octets;
-        // Then once more, until the kernel has it all.
-        let mut is_flushed = false;
-        while !is_flushed {
-            is_flushed = left.is_empty();
+        while !left.is_empty() {
             let progress = async {
                 loop {
                     // Both are safe to drop: read and write either did their work or nothing.
@@ -335,7 +342,7 @@ impl Connection {
                                 return Err(Cut::Answered);
                             }
                         }
-                        written = write_some(&mut to, left) => {
+                        written = to.write(left) => {
                             return written
                                 .map_err(|error| Cut::Fault(Fault::Network(error.to_string())));
                         }
@@ -347,15 +354,11 @@ impl Connection {
                 .unwrap_or(Err(Cut::Fault(Fault::Silence(timeouts.data))))?;
             left = left.get(written..).unwrap_or_default();
         }
-        Ok(())
-    }
-}
-
-/// Writes some of `octets`, or flushes where there are none.
-async fn write_some(to: &mut WriteHalf<&mut Stream>, octets: &[u8]) -> io::Result<usize> {
-    match octets.is_empty() {
-        true => to.flush().await.map(|()| 0),
-        false => to.write(octets).await,
+        // What is read from here on may be the answer to the final dot.
+        match timeout(timeouts.data, to.flush()).await {
+            Ok(flushed) => flushed.map_err(|error| Cut::Fault(Fault::Network(error.to_string()))),
+            Err(_elapsed) => Err(Cut::Fault(Fault::Silence(timeouts.data))),
+        }
     }
 }
 

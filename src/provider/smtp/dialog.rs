@@ -4,6 +4,7 @@
 //! it by [`Dialog::receive`], [`Dialog::content_sent`] or [`Dialog::fail`].
 
 use std::collections::VecDeque;
+use std::iter;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -39,6 +40,8 @@ pub(super) enum Step {
     Read(Wait),
     /// This recipient's outcome is final.
     Settle(usize, Outcome),
+    /// This recipient is for another transaction, because this one is full.
+    Leave(usize),
     /// Send the content with its final dot, then call [`Dialog::content_sent`]. What the server says meanwhile goes to
     /// [`Dialog::receive`]; where that says that there is something, stop.
     Content,
@@ -95,7 +98,7 @@ impl Capabilities {
                 // Servers of old write "AUTH=LOGIN" too.
                 _ if keyword == b"AUTH" || keyword.starts_with(b"AUTH=") => {
                     let first = keyword.strip_prefix(b"AUTH=").unwrap_or_default();
-                    for mechanism in std::iter::once(first).chain(words) {
+                    for mechanism in iter::once(first).chain(words) {
                         capabilities.plain |= mechanism.eq_ignore_ascii_case(b"PLAIN");
                         capabilities.login |= mechanism.eq_ignore_ascii_case(b"LOGIN");
                     }
@@ -249,6 +252,7 @@ pub(super) struct Dialog {
     /// Decided, not yet handed out.
     steps: VecDeque<Step>,
     capabilities: Capabilities,
+    full_at: Option<usize>,
     state: State,
 }
 
@@ -263,6 +267,7 @@ impl Dialog {
             awaited: VecDeque::from([Command::Greeting]),
             steps: VecDeque::new(),
             capabilities: Capabilities::default(),
+            full_at: None,
             state: State::Opening,
         }
     }
@@ -279,6 +284,7 @@ impl Dialog {
     /// Begins a transaction; the last step was [`Step::Ready`].
     pub(super) fn begin(&mut self, order: Order, connection: Freshness) {
         let open = order.part.clone();
+        self.full_at = None;
         self.state = State::Busy(Box::new(Transaction {
             order,
             connection,
@@ -523,6 +529,13 @@ impl Dialog {
             transaction.accepted += 1;
             return;
         }
+        if transaction.accepted > 0 && too_many_recipients(reply) {
+            self.full_at.get_or_insert(transaction.accepted);
+            let left: Vec<usize> = iter::once(rcpt).chain(transaction.unsent.drain(..)).collect();
+            transaction.open.retain(|open| !left.contains(open));
+            self.steps.extend(left.into_iter().map(Step::Leave));
+            return;
+        }
         let outcome = verdict(Stage::Rcpt, reply, transaction.order.case);
         if ends_connection(reply) {
             let open = std::mem::take(&mut transaction.open);
@@ -530,12 +543,13 @@ impl Dialog {
             self.state = State::Closed;
             return;
         }
-        let mut refused = vec![rcpt];
-        if transaction.accepted > 0 && too_many_recipients(reply) {
-            refused.extend(transaction.unsent.drain(..));
-        }
-        transaction.open.retain(|open| !refused.contains(open));
-        self.settle_all(&refused, &outcome);
+        transaction.open.retain(|open| *open != rcpt);
+        self.settle_all(&[rcpt], &outcome);
+    }
+
+    /// How many recipients the last transaction had when the server would take no more.
+    pub(super) fn full_at(&self) -> Option<usize> {
+        self.full_at
     }
 
     fn data_answered(&mut self, reply: &Reply) {

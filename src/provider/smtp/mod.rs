@@ -4,8 +4,10 @@
 //! connection means; here is the pool, and what the dispatcher sees.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use crate::clock;
 use crate::config::{self, Security};
 use crate::outcome::{Case, Outcome};
 use crate::smtp::address::ReversePath;
@@ -31,7 +33,12 @@ pub struct SmtpProvider {
     tls: Option<Tls>,
     hostname: String,
     pool: Arc<Pool>,
+    /// How many recipients the server took last when it would take no more in a transaction, and when that was.
+    full_at: Mutex<Option<(usize, Instant)>>,
 }
+
+/// How long such a number is gone by.
+const FULL_FOR: Duration = Duration::from_secs(60 * 60);
 
 impl SmtpProvider {
     /// `hostname` is how we call ourselves at EHLO. Fails where connections are to be secured and there are no root
@@ -43,7 +50,11 @@ impl SmtpProvider {
             Security::StartTls | Security::Tls => Some(tls()?),
         };
         let pool = Arc::new(Pool::new(pool::Limits::DEFAULT));
-        Ok(Self { config: config.clone(), tls, hostname, pool })
+        Ok(Self { config: config.clone(), tls, hostname, pool, full_at: Mutex::default() })
+    }
+
+    fn full_at(&self) -> MutexGuard<'_, Option<(usize, Instant)>> {
+        self.full_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn open(&self) -> Result<Connection, Outcome> {
@@ -72,7 +83,11 @@ impl SmtpProvider {
                     Err(outcome) => return settle_all(submission, outcomes, &outcome),
                 },
             };
-            match connection.deliver(submission, order.clone(), freshness, outcomes).await {
+            let end = connection.deliver(submission, order.clone(), freshness, outcomes).await;
+            if let Some(full_at) = connection.full_at() {
+                *self.full_at() = Some((full_at, clock::now()));
+            }
+            match end {
                 End::Ready => return self.pool.put(connection),
                 End::Again => {}
                 End::Closed => return,
@@ -84,7 +99,10 @@ impl SmtpProvider {
 
 impl Provider for SmtpProvider {
     fn limits(&self) -> Limits {
-        Limits { recipients: self.config.max_recipients.max(1) }
+        let is_fresh = |since: &Instant| clock::now().saturating_duration_since(*since) < FULL_FOR;
+        let learned = self.full_at().filter(|(_, since)| is_fresh(since));
+        let most = learned.map_or(usize::MAX, |(full_at, _)| full_at);
+        Limits { recipients: self.config.max_recipients.min(most).max(1) }
     }
 
     fn deliver<'a>(

@@ -55,7 +55,7 @@ impl Server {
     fn pooling(&self, limits: pool::Limits) -> SmtpProvider {
         let pool = Arc::new(Pool::new(limits));
         let (config, hostname) = (self.config(), "me.example".to_owned());
-        SmtpProvider { config, tls: None, hostname, pool }
+        SmtpProvider { config, tls: None, hostname, pool, full_at: Mutex::default() }
     }
 
     async fn accept(&self) -> Peer {
