@@ -67,7 +67,9 @@ pub(super) enum Depth {
 pub(super) fn read(disk: &dyn Disk, paths: &Paths, depth: Depth) -> Result<Recovered, OpenError> {
     let segments = list(disk, paths)?;
     let headers: Vec<_> = segments.iter().filter_map(|segment| segment.header).collect();
-    let sealed = headers.iter().filter_map(|header| header.sealed);
+    // Of one before it, that is: so the word lasts as long as what it is about.
+    let sealed = |header: &Header| header.sealed.filter(|sealed| sealed.segment < header.number);
+    let sealed = headers.iter().filter_map(sealed);
     let sealed = sealed.filter(|_| depth == Depth::Indexes);
     // A spool of an earlier version has no such folder until it is started.
     let failed = match disk.names(&paths.failed) {

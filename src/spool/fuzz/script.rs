@@ -247,7 +247,7 @@ impl Layout {
                 let counts = Header::decode(&self.segment).filter(|_| flags & OF_ANOTHER == 0);
                 self.floor = match counts {
                     Some(header) => self.floor.max(header.first_batch),
-                    None => self.highest + 1,
+                    None => self.floor.max(self.highest + 1),
                 };
             }
             Piece::Record { kind, flags, step, unsynced, payload } => {
