@@ -44,6 +44,11 @@ async fn open_with(disk: &SimDisk, geometry: Geometry) -> Result<(Log, Report), 
     Log::open_on(Arc::new(disk.clone()), &spool(), geometry).await
 }
 
+/// With a reserve that is made whenever there is none, in three pieces.
+const RESERVING: Geometry = Geometry { reserve: 2 * PIECE + 1, quiet: Duration::ZERO, ..TINY };
+/// Octets of a reserve that are written at once. No other write of these tests has so many.
+const PIECE: u64 = 256 * 1024;
+
 /// The smallest content that gets a side file while the memory is [`CROWDED`], as it is in every run: so the disks are
 /// small, and many of them can be looked at.
 const LARGE: usize = 64 * 1024 + 1;
@@ -105,6 +110,11 @@ enum Step {
     Kill,
     /// Waits until the spool says that it can write again.
     Recover,
+    /// Waits until the reserve is there.
+    Reserve,
+    /// Asked when the writer of a reserve stands before the piece that was named; then it goes on. The next time it
+    /// stands before the piece that is named here.
+    Meanwhile(Request, Option<u64>),
 }
 
 /// A message of the model.
@@ -295,6 +305,11 @@ struct TurnState {
     is_asking: bool,
     wakes: u64,
     seen: u64,
+    /// The writer of a reserve stands before this piece, until something was asked.
+    stop_before: Option<u64>,
+    is_stopped: bool,
+    /// What is asked now lets it go on.
+    goes_on: bool,
 }
 
 impl Wake for Turn {
@@ -310,6 +325,27 @@ impl Turn {
         let mut state = lock(&self.state);
         while state.is_asking && state.wakes != state.seen {
             state = self.changed.wait(state).unwrap();
+        }
+    }
+
+    fn wait_if_stopped(&self, operation: Operation) {
+        let mut state = lock(&self.state);
+        let Operation::Write { offset, len, .. } = operation else { return };
+        if len as u64 != PIECE || state.stop_before.is_none_or(|piece| offset != piece * PIECE) {
+            return;
+        }
+        (state.stop_before, state.is_stopped) = (None, true);
+        self.changed.notify_all();
+        while state.is_stopped {
+            state = self.changed.wait(state).unwrap();
+        }
+    }
+}
+
+impl TurnState {
+    fn asked(&mut self) {
+        if std::mem::take(&mut self.goes_on) {
+            self.is_stopped = false;
         }
     }
 }
@@ -354,6 +390,7 @@ impl Run {
         let (journal, turn) = (Arc::clone(&self.journal), Arc::clone(&self.turn));
         self.disk.observe(move |disk, moment| {
             if moment.is_before {
+                turn.wait_if_stopped(moment.operation);
                 turn.wait();
             }
             lock(&journal).take_shot(disk, Some(moment));
@@ -377,10 +414,12 @@ impl Run {
             let mut state = lock(&self.turn.state);
             if let Poll::Ready(value) = polled {
                 state.is_asking = false;
+                state.asked();
                 self.turn.changed.notify_all();
                 return value;
             }
             state.seen = seen;
+            state.asked();
             self.turn.changed.notify_all();
             while state.wakes == state.seen {
                 state = self.turn.changed.wait(state).unwrap();
@@ -462,6 +501,20 @@ impl Run {
             Step::Recover => {
                 let log = self.log.as_ref().unwrap();
                 self.wait_until(|| log.health().trouble.is_none());
+            }
+            Step::Reserve => {
+                let folder = spool().path.join("log");
+                self.wait_until(|| {
+                    let names = self.disk.names(&folder).unwrap();
+                    names.iter().any(|name| segment::parse_spare(name).is_some())
+                });
+            }
+            Step::Meanwhile(request, next) => {
+                self.wait_until(|| lock(&self.turn.state).is_stopped);
+                let mut state = lock(&self.turn.state);
+                (state.stop_before, state.goes_on) = (next, true);
+                drop(state);
+                self.drive(self.ask(request));
             }
             Step::Discard { is_whole } => {
                 let log = self.log.as_ref().unwrap();
@@ -612,6 +665,8 @@ struct Plan {
 const THOROUGH: Plan = Plan { exhaustive: 10, seeded: 64, follow: 10, second: 150, kill: 8 };
 /// For where there are very many shots.
 const BRIEF: Plan = Plan { exhaustive: 2, seeded: 3, follow: 20, second: u64::MAX, kill: 60 };
+/// For where very much is not synced.
+const RESERVED: Plan = Plan { exhaustive: 6, seeded: 12, follow: 10, second: 150, kill: 8 };
 
 impl Plan {
     fn cuts(&self, items: &[Item], random: &mut Random) -> Vec<Cut> {
@@ -666,18 +721,29 @@ fn check(run: &Finished, plan: Plan, seed: u64) -> u64 {
     let (next, count) = (AtomicUsize::new(0), AtomicU64::new(0));
     let (verified, known) = (Verified::default(), Known::default());
     let failed: Mutex<Option<String>> = Mutex::default();
+    // What they may leave is the same for all shots between two events.
+    let groups: Vec<_> = run.shots.chunk_by(|one, next| one.events == next.events).collect();
+    let starts = groups.iter().scan(0, |start, group| {
+        *start += group.len();
+        Some(*start - group.len())
+    });
+    let groups: Vec<_> = starts.zip(groups.iter().copied()).collect();
     let work = || {
         let runtime = runtime();
-        while lock(&failed).is_none() {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(shot) = run.shots.get(at) else { return };
-            let (verified, known) = (&verified, &known);
-            let cutter = Cutter { run, plan, runtime: &runtime, verified, known };
-            match cutter.check(shot, seed << 32 | at as u64) {
-                Ok(cuts) => drop(count.fetch_add(cuts, Ordering::Relaxed)),
-                Err(what) => {
-                    let place = format!("run {seed}, shot {at} ({:?})", shot.at);
-                    lock(&failed).get_or_insert(format!("{place}: {what}"));
+        let (verified, known) = (&verified, &known);
+        let cutter = Cutter { run, plan, runtime: &runtime, verified, known };
+        while let Some((start, group)) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let candidates = run.candidates(group[0].events);
+            for (at, shot) in (*start..).zip(*group) {
+                if lock(&failed).is_some() {
+                    return;
+                }
+                match cutter.check(shot, &candidates, seed << 32 | at as u64) {
+                    Ok(cuts) => drop(count.fetch_add(cuts, Ordering::Relaxed)),
+                    Err(what) => {
+                        let place = format!("run {seed}, shot {at} ({:?})", shot.at);
+                        lock(&failed).get_or_insert(format!("{place}: {what}"));
+                    }
                 }
             }
         }
@@ -717,10 +783,9 @@ struct Cutter<'a> {
 }
 
 impl Cutter<'_> {
-    fn check(&self, shot: &Shot, seed: u64) -> Result<u64, String> {
+    fn check(&self, shot: &Shot, candidates: &[Model], seed: u64) -> Result<u64, String> {
         let mut random = Random(seed);
         let items = shot.state.items();
-        let candidates = self.run.candidates(shot.events);
         let mut count = 0;
         // What a failed sync dropped a start still finds in memory, so it takes that for safe.
         if !shot.state.has_dropped && random.below(self.plan.kill) == 0 {
@@ -738,7 +803,7 @@ impl Cutter<'_> {
                 continue;
             }
             let follow = random.below(self.plan.follow) == 0;
-            let model = self.runtime.block_on(self.open(&disk, &candidates, follow)).map_err(at)?;
+            let model = self.runtime.block_on(self.open(&disk, candidates, follow)).map_err(at)?;
             count += 1;
             if let Some(fingerprint) = fingerprint {
                 lock(self.known).insert(fingerprint, model.clone());
@@ -812,7 +877,8 @@ impl Cutter<'_> {
         let cutter = Cutter { run, plan, known: &known, ..*self };
         let mut count = 0;
         for (at, shot) in run.shots.iter().enumerate() {
-            let checked = cutter.check(shot, seed ^ at as u64);
+            let candidates = run.candidates(shot.events);
+            let checked = cutter.check(shot, &candidates, seed ^ at as u64);
             count += checked.map_err(|what| format!("cut again at {:?}: {what}", shot.at))?;
         }
         Ok(count)
@@ -1279,14 +1345,22 @@ impl Run {
 
 fn check_faults(errno: i32, only_syncs: bool, times: u64) {
     let started = crate::clock::now();
-    let mut cuts = 0;
-    let mut from = 0;
-    while let Some(run) = run_with(Fault { from, times, errno, only_syncs }) {
-        cuts += check(&run, BRIEF, from);
-        // Every place when there is time, a third of them on every run.
-        from += if is_slow() { 1 } else { 3 };
-    }
-    let took = crate::clock::now() - started;
+    // Every place when there is time, every other one on every run.
+    let step = if is_slow() { 1 } else { 2 };
+    let (next, cuts) = (AtomicU64::new(0), AtomicU64::new(0));
+    let work = || {
+        loop {
+            let from = next.fetch_add(step, Ordering::Relaxed);
+            let Some(run) = run_with(Fault { from, times, errno, only_syncs }) else { return from };
+            cuts.fetch_add(check(&run, BRIEF, from), Ordering::Relaxed);
+        }
+    };
+    // A run mostly waits: for a disk that makes trouble, and for what is done a while later.
+    let from = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).min().unwrap()
+    });
+    let (took, cuts) = (crate::clock::now() - started, cuts.into_inner());
     println!("{from} places for {times} faults of {errno}, {cuts} power cuts, {took:?}");
     assert!(from > 10, "{from}");
 }
@@ -1721,6 +1795,65 @@ fn what_was_put_aside_survives_a_power_cut() {
             runtime.block_on(open_log(&disk)).unwrap();
         }
     }
+}
+
+#[test]
+fn a_power_cut_while_the_reserve_is_made_loses_nothing() {
+    let one = |request| Step::Apply(vec![request]);
+    let mut run = Run::new(SimDisk::new(), Model::new());
+    run.geometry = RESERVING;
+    // At the start there is none, so it is begun at once.
+    lock(&run.turn.state).stop_before = Some(0);
+    run.open().unwrap();
+    for step in [
+        Step::Meanwhile(durably(vec![message(1, 5_000), message(2, 100)]), Some(1)),
+        Step::Meanwhile(lazily(vec![Change::Attempt(1, 1), message(3, 9_000)]), Some(2)),
+        Step::Meanwhile(durably(vec![Change::Done(2), message(4, 300)]), None),
+        Step::Reserve,
+        one(lazily(vec![message(5, 6_000), Change::Hold(4, 1)])),
+        one(durably(vec![message(6, 7_000), Change::Done(1)])),
+        one(durably(vec![Change::Done(3), Change::Done(5)])),
+        Step::Restart,
+        one(durably(vec![message(7, 10)])),
+        Step::Kill,
+        one(durably(vec![message(8, 10)])),
+    ] {
+        run.step(step);
+    }
+    let run = run.finish();
+    let is_written = |shot: &&Shot| {
+        let Some(Moment { is_before: false, operation }) = shot.at else { return false };
+        matches!(operation, Operation::Write { len, .. } if len as u64 == PIECE)
+    };
+    // One of the first, two of the second, all of the third.
+    assert_eq!(run.shots.iter().filter(is_written).count(), 6);
+    let mut cuts = check(&run, RESERVED, 0);
+    for seed in 0..if is_slow() { 20 } else { 2 } {
+        let mut run = Run::new(SimDisk::new(), Model::new());
+        run.geometry = RESERVING;
+        run.open().unwrap();
+        for step in random_steps(&mut Random(1_000 + seed)) {
+            run.step(step);
+        }
+        cuts += check(&run.finish(), RESERVED, 1_000 + seed);
+    }
+    println!("{cuts} power cuts");
+}
+
+/// A failed message that is written to its file, read from it and put again in several pieces.
+#[test]
+fn a_power_cut_while_a_large_message_is_filed_or_queued_again_loses_nothing() {
+    let one = |request| Step::Apply(vec![request]);
+    let steps = vec![
+        one(durably(vec![message(1, HUGE), message(2, 100)])),
+        one(lazily(vec![Change::Fail(1, 1)])),
+        Step::Settle,
+        one(durably(vec![Change::Requeue(1, 2)])),
+        one(durably(vec![Change::Fail(1, 3)])),
+        Step::Settle,
+        one(durably(vec![Change::Done(1)])),
+    ];
+    println!("{} power cuts", check(&run(steps), BRIEF, 0));
 }
 
 /// A message that is put and fails in one batch, neither synced yet.
