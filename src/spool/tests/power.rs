@@ -1093,11 +1093,11 @@ fn random_steps(random: &mut Random) -> Vec<Step> {
                         into(Queued);
                         Change::Release(n, attempts)
                     }
-                    (8, Some((n, Held))) => {
+                    // What lies in files has to be read first, and is looked for.
+                    (8, Some((n, Held))) if can_be_large => {
                         into(Queued);
                         Change::Requeue(n, attempts)
                     }
-                    // It may have to be read from its files first.
                     (7..=9, Some((n, Failed))) if can_be_large => {
                         into(Queued);
                         Change::Requeue(n, attempts)
@@ -1123,7 +1123,7 @@ fn random_steps(random: &mut Random) -> Vec<Step> {
             1 => Step::Kill,
             2 => Step::Settle,
             3 => Step::Discard { is_whole: random.below(2) == 0 },
-            // Of what comes at the same time, only small contents keep their order.
+            // Of what comes at the same time, only small contents keep their order, and what asks for no files.
             4..=8 => Step::Apply((0..=random.below(3)).map(|_| request(random, false)).collect()),
             _ => Step::Apply(vec![request(random, true)]),
         });
@@ -1603,7 +1603,8 @@ impl Written {
             return Ok(());
         }
         let has_header = |region: &&Region| {
-            let header = |files: &Files| files[&region.path].get(..segment::HEADER).map(<[u8]>::to_vec);
+            let header =
+                |files: &Files| files[&region.path].get(..segment::HEADER).map(<[u8]>::to_vec);
             header(files) == header(&self.files)
         };
         let last = self.regions.iter().filter(has_header).map(|region| &region.path).max();
@@ -1630,9 +1631,10 @@ impl Written {
             let number = segment::parse_name(region.path.file_name().unwrap().to_str().unwrap());
             let bytes = files[&region.path].get(region.from..region.to).unwrap_or_default();
             region.request >= kept
-                && bytes.chunks(record::ALIGN).enumerate().any(|(at, _)| {
-                    record::claims(&bytes[at * record::ALIGN..], number.unwrap())
-                })
+                && bytes
+                    .chunks(record::ALIGN)
+                    .enumerate()
+                    .any(|(at, _)| record::claims(&bytes[at * record::ALIGN..], number.unwrap()))
         };
         match self.regions.iter().find(is_begun) {
             Some(region) if !report.torn => {
