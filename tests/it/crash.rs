@@ -457,10 +457,11 @@ impl Load {
         let duplicates = copies.values().map(|copies| copies - 1).sum();
         let accepted = of(Fate::Accepted).count();
         println!(
-            "{what}, {CLIENTS} clients: {accepted} accepted, {} unsure, {} unfinished; lost {}, duplicates {duplicates}, never finished and yet sent {}",
+            "{what}, {CLIENTS} clients: {accepted} accepted, {} unsure, {} unfinished; lost {}, held {}, duplicates {duplicates}, never finished and yet sent {}",
             of(Fate::Unsure).count(),
             of(Fate::Unfinished).count(),
             lost.len(),
+            held.len(),
             phantoms.len()
         );
         assert!(lost.is_empty(), "accepted and lost: {lost:?}");

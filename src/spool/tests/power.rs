@@ -1292,7 +1292,7 @@ fn run_with(fault: Fault) -> Option<Finished> {
     // damage, rightly.
     let mut steps = short_steps(if is_single { LARGE } else { 3_000 });
     if !is_single {
-        steps.extend((12..20).map(|n| Step::Apply(vec![durably(vec![message(n, 2_000)])])));
+        steps.extend((12..16).map(|n| Step::Apply(vec![durably(vec![message(n, 2_000)])])));
     }
     if is_single {
         // What several failures left in the memory of the system alone is not on disk, though a start finds it there.
@@ -1475,7 +1475,7 @@ fn write(random: &mut Random) -> Written {
         if run.is_with_what(&step) {
             run.step(step);
         }
-        if at % 3 == 2 {
+        if at % 3 == 0 {
             run.step(Step::Restart);
         }
     }
