@@ -202,6 +202,29 @@ impl<K: Ord + Copy, V> OrderedMap<K, V> {
 }
 
 #[cfg(test)]
+impl<K: Ord + Copy, V> OrderedMap<K, V> {
+    /// What it takes of memory, in octets: all that chunks can hold, and for each chunk its place in the tree, whose nodes
+    /// are at worst less than half full, and what the allocator adds. Without what values have elsewhere.
+    pub fn octets(&self) -> usize {
+        let entries = self.chunks.values().map(Vec::capacity).sum::<usize>() * size_of::<(K, V)>();
+        entries + self.chunks.len() * (size_of::<(K, Vec<(K, V)>)>() * 11 / 5 + 16)
+    }
+}
+
+/// A hundred thousand numbers as ids come: in order, but for one of fifty, which is up to a hundred places late.
+#[cfg(test)]
+pub fn nearly_in_order() -> Vec<u32> {
+    let mut random = fastrand::Rng::with_seed(1);
+    let late = |n: u32, random: &mut fastrand::Rng| match n.is_multiple_of(50) {
+        true => n + random.u32(..100),
+        false => n,
+    };
+    let mut numbers: Vec<_> = (0..100_000).map(|n| (late(n, &mut random), n)).collect();
+    numbers.sort_unstable();
+    numbers.into_iter().map(|(_, n)| n).collect()
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -62,6 +62,27 @@ mod tests {
         SpoolId::from_u128(n)
     }
 
+    /// Its entry and the room around it. With what the index of the spool keeps of a message that is less than 100
+    /// octets.
+    #[test]
+    fn a_waiting_message_takes_less_than_28_octets_of_the_schedule() {
+        let now = crate::clock::now();
+        let mut schedule = Schedule::new(now);
+        for (n, at) in crate::ordered::nearly_in_order().into_iter().zip(0..) {
+            schedule.push(id(n.into()), now + Duration::from_micros(at));
+        }
+        assert_eq!(schedule.len(), 100_000);
+        let octets = schedule.waiting.octets();
+        assert!(octets < 28 * schedule.len(), "{octets} for {}", schedule.len());
+        // As a start finds them: in the order of their ids, due at any time.
+        let mut schedule = Schedule::new(now);
+        for n in crate::ordered::nearly_in_order() {
+            schedule.push(id(schedule.len() as u128), now + Duration::from_micros(n.into()));
+        }
+        let octets = schedule.waiting.octets();
+        assert!(octets < 28 * schedule.len(), "{octets} for {}", schedule.len());
+    }
+
     #[test]
     fn what_is_due_longest_goes_first_and_nothing_goes_early() {
         let now = crate::clock::now();

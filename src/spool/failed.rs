@@ -18,7 +18,7 @@ use std::io;
 use std::mem;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -30,7 +30,7 @@ use super::log::{Log, OpenError, Paths, Report, Shared};
 use super::record::{Place, Record};
 use super::side_file::LogStage;
 use super::writer::Request;
-use super::{Failure, Op, SpoolError, Stage as _, Staged, Stored, lock, wire};
+use super::{Failure, Op, SpoolError, Stage as _, Staged, Stored, lock, wait_until, wire};
 use crate::clock;
 use crate::envelope::{Body, BodyFile, Envelope, Head, Progress, QueueState, SpoolId, UnixMillis};
 
@@ -311,16 +311,8 @@ impl Bell {
         let mut state = lock(&self.state);
         state.is_idle = true;
         self.changed.notify_all();
-        while !state.is_rung && !state.is_closed {
-            state = match deadline.map(|at| at.saturating_duration_since(clock::now())) {
-                Some(Duration::ZERO) => break,
-                Some(left) => {
-                    let waited = self.changed.wait_timeout(state, left);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-            };
-        }
+        let is_called = |state: &Rung| state.is_rung || state.is_closed;
+        let mut state = wait_until(&self.changed, state, deadline, is_called);
         (state.is_rung, state.is_idle) = (false, false);
         (!state.is_closed).then_some(())
     }

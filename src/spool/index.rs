@@ -499,11 +499,20 @@ mod tests {
         segments.map(|(number, of)| (*number, of.live, of.octets)).collect()
     }
 
+    /// Its entry and the room around it. With what the schedule keeps of a message that is less than 100 octets.
     #[test]
-    fn a_million_small_messages_cost_less_than_100_octets_each() {
+    fn a_waiting_message_takes_less_than_70_octets_of_the_index() {
         assert_eq!(size_of::<PackedPlace>(), 12);
         assert_eq!(size_of::<Packed>(), 48);
         assert_eq!(size_of::<(SpoolId, Packed)>(), 64);
+        let mut index = Index::default();
+        for n in crate::ordered::nearly_in_order() {
+            let id = SpoolId::from_u128(n.into());
+            index.change(id, &put(id), place(1 << 32, 64 * u64::from(n), 1));
+        }
+        assert_eq!(index.len(), 100_000);
+        let octets = index.entries.octets();
+        assert!(octets < 70 * index.len(), "{octets} for {}", index.len());
     }
 
     #[test]

@@ -101,7 +101,8 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::envelope::{Body, Envelope, Head, Progress, SpoolId};
 
@@ -353,4 +354,24 @@ impl fmt::Display for Failure {
 /// A panic elsewhere does not make plain data wrong: every change under these locks is whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for `changed` until `is_ready`, at most until `deadline`.
+fn wait_until<'a, T>(
+    changed: &Condvar,
+    mut state: MutexGuard<'a, T>,
+    deadline: Option<Instant>,
+    is_ready: impl Fn(&T) -> bool,
+) -> MutexGuard<'a, T> {
+    while !is_ready(&state) {
+        state = match deadline.map(|at| at.saturating_duration_since(crate::clock::now())) {
+            Some(Duration::ZERO) => break,
+            Some(left) => {
+                let waited = changed.wait_timeout(state, left);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+            None => changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+        };
+    }
+    state
 }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::mem;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -18,7 +18,7 @@ use super::record::{self, Change, Place, Record, Stamp, Summary};
 use super::segment::{self, Header, Sealed};
 use super::side_file::Guard;
 use super::teller::Teller;
-use super::{Failure, SpoolError, Stored, lock, recover};
+use super::{Failure, SpoolError, Stored, lock, recover, wait_until};
 use crate::clock;
 use crate::envelope::{QueueState, RcptStatus, SpoolId};
 use crate::outcome::{self, Cause, Scope};
@@ -158,17 +158,8 @@ impl Queue {
 
     /// Waits for work, at most until `deadline`.
     fn wait(&self, deadline: Option<Instant>) -> Work {
-        let mut state = lock(&self.state);
-        while state.is_empty() {
-            state = match deadline.map(|at| at.saturating_duration_since(clock::now())) {
-                Some(Duration::ZERO) => break,
-                Some(left) => {
-                    let waited = self.changed.wait_timeout(state, left);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-            };
-        }
+        let has_work = |state: &Waiting| !state.is_empty();
+        let mut state = wait_until(&self.changed, lock(&self.state), deadline, has_work);
         let mut requests = Vec::new();
         let mut len = 0;
         while let Some(request) = state.requests.front() {

@@ -306,8 +306,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The tokens of the messages that wait for an operator in a spool that nobody has.
-fn held(spool: &Path) -> BTreeSet<String> {
+/// The messages that wait for an operator in a spool that nobody has: id by token.
+fn held(spool: &Path) -> BTreeMap<String, String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let config = config::Spool {
@@ -316,16 +316,16 @@ fn held(spool: &Path) -> BTreeSet<String> {
             keep_failed: Duration::from_secs(7 * 24 * 60 * 60),
         };
         let (log, _) = Log::open(&config).await.unwrap();
-        let mut tokens = BTreeSet::new();
+        let mut held = BTreeMap::new();
         for head in log.heads(None, usize::MAX) {
             assert_eq!(head.state, QueueState::Held);
             let stored = log.open(head.id).await.unwrap();
             let mut reader = stored.body.reader();
             let start = reader.chunk().await.unwrap().unwrap();
-            tokens.insert(token(&start));
+            held.insert(token(&start), head.id.to_string());
         }
         log.close().await;
-        tokens
+        held
     })
 }
 
@@ -447,22 +447,28 @@ impl Load {
         let sizes = sent.iter().map(|(token, size, _)| (token.clone(), *size)).collect();
         let copies = arrived(&self.sink, &sizes);
         let of = |wanted| sent.iter().filter(move |(_, _, fate)| *fate == wanted);
-        // What was in flight at two deaths is in doubt twice, and waits for a person.
+        // What was in flight at two deaths is in doubt twice, and waits for a person. Nothing else does.
         let held = held(&self.spool());
-        let is_lost = |token: &String| !copies.contains_key(token) && !held.contains(token);
+        let idle: Vec<_> = held.iter().filter(|(_, id)| !self.is_in_doubt_twice(id)).collect();
+        let is_lost = |token: &String| !copies.contains_key(token) && !held.contains_key(token);
         let lost: Vec<_> = of(Fate::Accepted).filter(|(token, _, _)| is_lost(token)).collect();
         let phantoms: Vec<_> =
             of(Fate::Unfinished).filter(|(token, _, _)| copies.contains_key(token)).collect();
         let duplicates = copies.values().map(|copies| copies - 1).sum();
         let accepted = of(Fate::Accepted).count();
         println!(
-            "{what}, {CLIENTS} clients: {accepted} accepted, {} unsure, {} unfinished; lost {}, duplicates {duplicates}, never finished and yet sent {}",
+            "{what}, {CLIENTS} clients: {accepted} accepted, {} unsure, {} unfinished; lost {}, held {}, duplicates {duplicates}, never finished and yet sent {}",
             of(Fate::Unsure).count(),
             of(Fate::Unfinished).count(),
             lost.len(),
+            held.len(),
             phantoms.len()
         );
         assert!(lost.is_empty(), "accepted and lost: {lost:?}");
+        for (token, id) in &idle {
+            println!("{token} ({id}):{}", self.history(id));
+        }
+        assert!(idle.is_empty(), "held without having been in doubt twice: {idle:?}");
         assert!(phantoms.is_empty(), "never finished, and sent: {phantoms:?}");
         self.expect_duplicates_of_deaths_only();
         let spool = self.spool();
@@ -496,6 +502,14 @@ impl Load {
             assert!(repeated <= IN_FLIGHT * now, "{repeated} duplicates of {now} deaths");
             from = end.taken;
         }
+    }
+
+    /// Whether an attempt was open at the end of one gateway, and another at the end of a later one that knew of the
+    /// first.
+    fn is_in_doubt_twice(&self, id: &str) -> bool {
+        let first = self.ends.iter().position(|end| end.open.contains(id));
+        let later = first.map_or(&[][..], |first| &self.ends[first + 1..]);
+        later.iter().any(|end| end.open.contains(id) && end.maybe_sent.contains(id))
     }
 
     /// What each gateway and the spool said of a message.

@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Component, Path};
@@ -625,6 +626,34 @@ impl SimDisk {
         state.durable.insert(place, Target::File(node));
         let inode = Inode { seen: content.clone(), durable: content, items: Vec::new() };
         state.files.insert(node, inode);
+    }
+
+    /// The same only for disks that a power cut left with the same names and contents, among those of states that are
+    /// still there: a block counts by where it lies in memory.
+    pub(super) fn fingerprint(&self) -> u64 {
+        let state = lock(&self.0.state);
+        let mut hasher = DefaultHasher::new();
+        for (at, target) in &state.durable {
+            at.hash(&mut hasher);
+            match target {
+                Target::File(node) => (0, node).hash(&mut hasher),
+                Target::Folder(node) => (1, node).hash(&mut hasher),
+            }
+        }
+        for (node, file) in &state.files {
+            (node, file.durable.len, file.durable.blocks.len()).hash(&mut hasher);
+            for block in file.durable.blocks.iter() {
+                match block {
+                    // The cut made it: another may come to lie there.
+                    Some(block) if Arc::strong_count(block) == 1 => {
+                        crc32c::crc32c(&block[..]).hash(&mut hasher);
+                    }
+                    Some(block) => hasher.write_usize(Arc::as_ptr(block).addr()),
+                    None => hasher.write_usize(0),
+                }
+            }
+        }
+        hasher.finish()
     }
 
     /// Which file a name leads to: [`Operation`] names it so.
