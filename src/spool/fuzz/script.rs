@@ -232,13 +232,16 @@ impl Layout {
                 self.key = if flags & OF_ANOTHER == 0 { KEY } else { FOREIGN };
                 let next = self.batch.wrapping_add(1);
                 let first_batch = next.wrapping_add_signed(first.into());
+                let sealed = self.sealed.take();
+                // The index was a batch too.
+                let least = sealed.map_or(self.floor, |_| self.floor.max(self.highest + 1));
                 let header = Header {
                     version: segment::VERSION + u32::from(flags & LATER_VERSION != 0),
                     number: self.number,
                     key: self.key,
-                    first_batch: first_batch.max(self.floor),
+                    first_batch: first_batch.max(least),
                     void_from: next.wrapping_add_signed(void.into()),
-                    sealed: self.sealed.take(),
+                    sealed,
                 };
                 self.segment = header.encode().to_vec();
                 if flags & NO_HEADER != 0 {
