@@ -463,10 +463,12 @@ pub(super) fn end_all(shared: &Shared, old: Vec<SpoolId>) {
     }
     for (id, nth) in old.into_iter().zip(1_usize..) {
         // Each has a mark until its files are gone, and the writer looks at all those each time.
-        if nth.is_multiple_of(1_000)
-            && let Err(failure) = remove_ended(shared)
-        {
-            return warn!("old failed messages stay for now: {failure}");
+        if nth.is_multiple_of(1_000) {
+            let removed = remove_ended(shared);
+            if lock(&shared.filer.state).is_distrusted {
+                let why = removed.err().map(|failure| failure.to_string()).unwrap_or_default();
+                return warn!("old failed messages stay for now: {why}");
+            }
         }
         // It may have been queued again since.
         match ask(shared, Record::done_in_files(id)) {

@@ -33,10 +33,11 @@
 //! record it ends. For the same reason the folder is synced before the next one is freed. A message that stays must not
 //! keep all that came after it: when the oldest segment is less than half live, or the log is longer than twice what
 //! lives, the live records of the oldest are written again at the end of the log, each progress behind its message in
-//! the same batch, a little at a time and off the way of those that wait: no faster than new mail comes in, so the log
-//! may reach three times what lives before it is short again. An end whose files in `failed/` are not gone yet is
-//! written again in the same way. What cannot be read for that is **damage**: its segments are linked into `damaged/`, and
-//! the message is done with, or held in doubt where its envelope and content are sound and only its progress is not.
+//! the same batch, a little at a time and off the way of those that wait: 128 KiB, or as much as came in, between two
+//! batches, so the log may reach three times what lives before it is short again. An end whose files in `failed/` are
+//! not gone yet is written again in the same way. What cannot be read for that is **damage**: its segments are linked
+//! into `damaged/`, and the message is done with, or held in doubt where its envelope and content are sound and only its
+//! progress is not.
 //!
 //! There is one log, and no second one for what is old. A second one needs done-marks that outlive the first; and what it
 //! would save, old messages that are written again once in a while, is never more than what comes in. So the price is

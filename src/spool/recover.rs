@@ -50,6 +50,7 @@ pub(super) fn replay(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, OpenEr
         sync(disk, &paths.log)?;
     }
     found.put_aside(disk, paths)?;
+    found.keep_what_was_put_aside(disk, paths)?;
     found.tidy_files(disk, paths)?;
     Ok(found)
 }
@@ -431,6 +432,20 @@ impl Recovered {
         sync(disk, &paths.damaged)
     }
 
+    /// A link is another name of the same octets: what a former run put aside is not to be written over either.
+    fn keep_what_was_put_aside(&mut self, disk: &dyn Disk, paths: &Paths) -> Result<(), OpenError> {
+        let aside = match disk.names(&paths.damaged) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            names => names.map_err(Failure::at(format!("reading {}", paths.damaged.display())))?,
+        };
+        for number in aside.iter().filter_map(|name| segment::parse_name(name)) {
+            if let Some(segment) = self.index.segments.get_mut(&number) {
+                segment.is_last_use = true;
+            }
+        }
+        Ok(())
+    }
+
     /// Strays are removed; with damage about they may belong to it, and are put aside, as is what lies in `failed/` and
     /// belongs to nothing.
     fn tidy_files(&mut self, disk: &dyn Disk, paths: &Paths) -> Result<(), OpenError> {
@@ -480,9 +495,28 @@ fn link_damaged(disk: &dyn Disk, paths: &Paths, number: u64) -> io::Result<()> {
         {
             Ok(())
         }
+        // Copied before.
+        Err(_) if disk.open_to_read(&to).is_ok() => Ok(()),
         Err(_) => copy(disk, paths, number, &to),
         linked => linked,
     }
+}
+
+/// The same for the side file of a message that is damaged. Without links it is moved: the message is lost either way.
+pub(super) fn keep_body(disk: &dyn Disk, paths: &Paths, name: &str) -> Result<(), OpenError> {
+    make_damaged(disk, paths)?;
+    let (path, to) = (paths.bodies.join(name), paths.damaged.join(name));
+    let kept = match disk.link(&path, &to) {
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) =>
+        {
+            Ok(())
+        }
+        Err(_) => disk.rename(&path, &to),
+        linked => linked,
+    };
+    kept.map_err(Failure::at(format!("putting aside {}", path.display())))?;
+    sync(disk, &paths.damaged)
 }
 
 /// Keeps a segment in which damage was found under a second name, on stable storage.
@@ -494,8 +528,7 @@ pub(super) fn keep_segment(disk: &dyn Disk, paths: &Paths, number: u64) -> Resul
     sync(disk, &paths.damaged)
 }
 
-/// Copies a segment, all of it or nothing. Where the medium does not give all of it back, the file itself is what is
-/// left of it.
+/// Copies a segment. What the medium does not give back is zeros.
 fn copy(disk: &dyn Disk, paths: &Paths, number: u64, to: &Path) -> io::Result<()> {
     let from = disk.open_to_read(&paths.segment(number))?;
     let len = from.len()?;
@@ -511,7 +544,12 @@ fn copy(disk: &dyn Disk, paths: &Paths, number: u64, to: &Path) -> io::Result<()
         while at < len {
             let end = len.min(at + PIECE);
             bytes.resize(usize::try_from(end - at).map_err(io::Error::other)?, 0);
-            from.read_at(&mut bytes, at)?;
+            match from.read_at(&mut bytes, at) {
+                Err(error) if disk::is_of_medium(&error) => {
+                    Unread::default().read_blocks(&*from, &mut bytes, at)?;
+                }
+                read => read?,
+            }
             file.write_at(&bytes, at)?;
             at = end;
         }
@@ -674,9 +712,7 @@ fn file_into(file: &dyn DiskFile, bytes: &mut Vec<u8>) -> io::Result<Unread> {
     while at < limit {
         let end = limit.min(at + PIECE);
         let (Ok(from), Ok(to)) = (usize::try_from(at), usize::try_from(end)) else { break };
-        if bytes.try_reserve(to - bytes.len()).is_err() {
-            break;
-        }
+        bytes.try_reserve(to - bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
         bytes.resize(to, 0);
         match file.read_at(&mut bytes[from..], at) {
             Err(error) if disk::is_of_medium(&error) => {

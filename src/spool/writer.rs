@@ -1,6 +1,6 @@
 //! The writer's thread: it alone changes log and index. It takes all that waits as one batch.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::mem;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use super::index::{Entry, Index, Living};
 use super::log::{Counted, Shared};
 use super::record::{self, Change, Place, Record, Stamp, Summary};
 use super::segment::{self, Header, Sealed};
-use super::side_file::Guard;
+use super::side_file::{FileRef, Guard};
 use super::teller::Teller;
 use super::{Failure, SpoolError, Stored, lock, recover, wait_until};
 use crate::clock;
@@ -33,7 +33,7 @@ const COPY: u64 = 128 * 1024;
 const LOOK: usize = 4_096;
 /// How long after a trouble the disk is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// The same for a segment that could not be removed.
+/// The same for a segment that could not be removed, or put aside.
 const REMOVE_AGAIN: Duration = Duration::from_secs(60);
 /// Marks of failed messages that are written again at once.
 const MARKS: usize = 1024;
@@ -208,16 +208,20 @@ pub(super) struct Writer {
     sync_by: Option<Instant>,
     /// Side files of messages that are gone: removed when that is synced.
     gone: Vec<PathBuf>,
-    /// The same of messages that are damaged: these are kept elsewhere.
-    aside: Vec<PathBuf>,
     /// A segment was removed or became a spare, and that is not synced.
     is_removed: bool,
     /// The segment whose live records are being written again.
     copying: Option<Copying>,
     /// Not before, for some of them could not be read.
     copy_again_at: Option<Instant>,
-    /// The segment of which that was told, and when.
-    told: Option<(u64, Instant)>,
+    /// The segment of which that was told.
+    told: Option<u64>,
+    /// Messages that the medium does not give back, and since when.
+    unread: BTreeMap<SpoolId, Instant>,
+    /// Segments that are in `damaged/`.
+    kept: BTreeSet<u64>,
+    /// They could not be brought there: not before that again.
+    keep_again_at: Option<Instant>,
     /// A segment could not be removed: not before that again.
     remove_again_at: Option<Instant>,
     /// Octets of the last batch.
@@ -291,11 +295,13 @@ impl Writer {
             unsynced: Vec::new(),
             sync_by: None,
             gone: Vec::new(),
-            aside: Vec::new(),
             is_removed: false,
             copying: None,
             copy_again_at: None,
             told: None,
+            unread: BTreeMap::new(),
+            kept: BTreeSet::new(),
+            keep_again_at: None,
             remove_again_at: None,
             last_len: 0,
             wrote_at: clock::now(),
@@ -720,12 +726,6 @@ impl Writer {
         for path in mem::take(&mut self.gone) {
             self.remove_file(path);
         }
-        for path in mem::take(&mut self.aside) {
-            let to = self.shared.paths.damaged.join(path.file_name().unwrap_or_default());
-            if let Err(error) = self.shared.disk.rename(&path, &to) {
-                warn!("{} stays until the next start: {error}", path.display());
-            }
-        }
         let mut index = lock(&self.shared.index);
         if index.failed.settle() {
             self.shared.filer.ring();
@@ -778,6 +778,7 @@ impl Writer {
             match removed {
                 Ok(()) => {
                     lock(&self.shared.index).segments.remove(&number);
+                    self.kept.remove(&number);
                     self.is_removed = true;
                     self.remove_again_at = None;
                     if is_spare {
@@ -805,7 +806,15 @@ impl Writer {
     /// Writes some of what lives in the oldest segment again, if that is worth it: a message that stays must not keep
     /// the log from becoming shorter. A progress follows its message, so that it is later in the log.
     fn copy(&mut self) {
+        if self.trouble.is_some() {
+            self.unread.clear();
+        }
         if self.current.is_none() || !self.unsynced.is_empty() || self.trouble.is_some() {
+            return;
+        }
+        // The oldest waits for something else.
+        if self.remove_again_at.is_some_and(|at| at > clock::now()) {
+            self.copying = None;
             return;
         }
         if self.copy_again_at.is_some_and(|at| at > clock::now()) {
@@ -820,6 +829,7 @@ impl Writer {
         // Nothing comes free before all of it is written, and what is left on a full disk is for marks.
         if !self.shared.space.has_room_for(octets.saturating_add(BATCH as u64)) {
             self.copying = None;
+            self.unread.clear();
             return;
         }
         let after = self.copying.as_ref().filter(|copying| copying.segment == segment);
@@ -862,7 +872,7 @@ impl Writer {
         }
         for (record, place) in again.settled.iter().zip(settled_at) {
             let file = index.change(record.id, &record.change, *place);
-            self.aside.extend(file.map(|file| self.shared.paths.bodies.join(&*file.name)));
+            self.gone.extend(file.map(|file| self.shared.paths.bodies.join(&*file.name)));
         }
         drop(index);
         self.unsynced.extend(again.into_records().zip(places));
@@ -878,49 +888,72 @@ impl Writer {
         // Both or none: a message without its progress would be sent again.
         let put_read = put_here.map(read).transpose();
         let progress_read = progress.map(read).transpose();
-        let (error, put_read) = match (put_read, progress_read) {
+        let (put_read, error) = match (put_read, progress_read) {
             (Ok(put_read), Ok(progress_read)) => {
+                self.unread.remove(&id);
                 again.moved.extend(put_read.zip(put_here));
                 again.moved.extend(progress_read.zip(progress));
                 return;
             }
-            (Err(error), _) => (error, None),
-            (Ok(put_read), Err(error)) => (error, put_read),
+            (Ok(put_read), Err(error)) => (Some(put_read), error),
+            (Err(error), _) => (None, error),
         };
-        let segments = [put.segment, progress.map_or(put.segment, |progress| progress.segment)];
-        let is_lost = match &error {
-            SpoolError::Damaged(..) => true,
-            // It may pass: too many open files, say. What the disk itself cannot read does not.
-            SpoolError::Io(_, error) => {
-                Errno::from_io_error(error) == Some(Errno::IO) && self.has_waited(segment)
+        if !self.is_lost(id, &error) {
+            return self.copy_later(segment, &error);
+        }
+        // Of a sound message only how far it had come is lost.
+        let held = match put_read.is_some().then(|| self.in_doubt(id, put)) {
+            Some(Ok(held)) => Some(held),
+            Some(Err(error)) if !self.is_lost(id, &error) => {
+                return self.copy_later(segment, &error);
             }
-            SpoolError::Full
+            Some(Err(_)) | None => None,
+        };
+        let segments = BTreeSet::from([put.segment, progress.unwrap_or(put).segment]);
+        let body = lock(&self.shared.index).file(id).filter(|_| held.is_none()).cloned();
+        if !self.put_aside(&segments, body.as_ref()) {
+            return self.copy_later(segment, &error);
+        }
+        self.unread.remove(&id);
+        let kept: Vec<String> = segments.into_iter().map(segment::name).collect();
+        let kept = kept.join(", ");
+        match held {
+            Some(held) => {
+                error!(event = "held", %id, %error, "message {id} waits for you: how far it had come is damaged ({error}), so it may have been sent; damaged/ keeps {kept}");
+                again.moved.extend(put_read.flatten().zip(put_here));
+                again.settled.push(held);
+            }
+            None => {
+                error!(event = "damaged", %id, %error, "message {id} leaves the queue, for it is damaged: {error}; damaged/ keeps {kept}");
+                again.settled.push(Record::done(id));
+            }
+        }
+    }
+
+    /// Whether it will be no better later. Too many open files, say, may pass; and so may a refusal of the disk itself,
+    /// but not for ever.
+    fn is_lost(&mut self, id: SpoolId, error: &SpoolError) -> bool {
+        match error {
+            SpoolError::Damaged(..) => true,
+            SpoolError::Io(_, error) if Errno::from_io_error(error) == Some(Errno::IO) => {
+                let since = *self.unread.entry(id).or_insert_with(clock::now);
+                clock::now().saturating_duration_since(since) >= self.shared.geometry.patience
+            }
+            SpoolError::Io(..)
+            | SpoolError::Full
             | SpoolError::Closed
             | SpoolError::Unknown(_)
             | SpoolError::Refused(..)
             | SpoolError::Unfit(..) => false,
-        };
-        if !is_lost || !self.put_aside(&segments) {
-            // Until then the segment stays, because the message does.
-            self.copy_again_at = clock::now().checked_add(RETRY);
-            if self.told.is_none_or(|(told, _)| told != segment) {
-                self.told = Some((segment, clock::now()));
-                let path = self.shared.paths.segment(segment);
-                warn!("{} keeps the log from becoming shorter: {error}", path.display());
-            }
-            return;
         }
-        let kept = segments.map(segment::name).join(" and ");
-        match self.in_doubt(id, put) {
-            Ok(held) => {
-                error!(event = "held", %id, %error, "message {id} waits for you: how far it had come is damaged ({error}), so it may have been sent; {kept} are kept in damaged/");
-                again.moved.extend(put_read.zip(put_here));
-                again.settled.push(held);
-            }
-            Err(_) => {
-                error!(event = "damaged", %id, %error, "message {id} leaves the queue, for it is damaged: {error}; {kept} are kept in damaged/");
-                again.settled.push(Record::done(id));
-            }
+    }
+
+    /// Until then the segment stays, because the message does.
+    fn copy_later(&mut self, segment: u64, error: &SpoolError) {
+        self.copy_again_at = clock::now().checked_add(RETRY);
+        if self.told.replace(segment) != Some(segment) {
+            let path = self.shared.paths.segment(segment);
+            warn!("{} keeps the log from becoming shorter: {error}", path.display());
         }
     }
 
@@ -936,21 +969,30 @@ impl Writer {
         Ok(Record::hold(id, &progress))
     }
 
-    /// Whether it was told long ago that `segment` keeps the log long.
-    fn has_waited(&self, segment: u64) -> bool {
-        let since = self.told.filter(|(told, _)| *told == segment).map(|(_, since)| since);
-        since.is_some_and(|since| since.elapsed() >= self.shared.geometry.patience)
-    }
-
-    /// Keeps segments under a second name, and from being written over. False where that fails.
-    fn put_aside(&self, segments: &[u64]) -> bool {
+    /// Keeps segments, and a side file, under a second name, and the segments from being written over. False where that
+    /// cannot be done now.
+    fn put_aside(&mut self, segments: &BTreeSet<u64>, body: Option<&FileRef>) -> bool {
+        if self.keep_again_at.is_some_and(|at| at > clock::now()) {
+            return false;
+        }
         let (disk, paths) = (&*self.shared.disk, &self.shared.paths);
-        let kept = segments.iter().try_for_each(|number| {
+        let mut kept = body.map_or(Ok(()), |body| recover::keep_body(disk, paths, &body.name));
+        for number in segments.difference(&self.kept) {
             lock(&self.shared.index).segments.entry(*number).or_default().is_last_use = true;
-            recover::keep_segment(disk, paths, *number)
-        });
-        kept.inspect_err(|failure| warn!("a damaged segment cannot be put aside: {failure}"))
-            .is_ok()
+            kept = kept.and_then(|()| recover::keep_segment(disk, paths, *number));
+        }
+        match kept {
+            Ok(()) => {
+                self.keep_again_at = None;
+                self.kept.extend(segments);
+                true
+            }
+            Err(failure) => {
+                self.keep_again_at = clock::now().checked_add(REMOVE_AGAIN);
+                warn!("what is damaged cannot be put aside: {failure}");
+                false
+            }
+        }
     }
 
     /// What cannot be removed now is removed at the next start.

@@ -1544,6 +1544,29 @@ async fn a_damaged_message_does_not_keep_the_log_from_becoming_shorter() {
 }
 
 #[tokio::test]
+async fn what_was_put_aside_is_not_written_over_after_a_restart() {
+    let dir = TempDir::new().unwrap();
+    let open = async || Log::open_on(TestDisk::new() as _, &at(dir.path()), SMALL).await;
+    let (log, _) = open().await.unwrap();
+    for n in 100..130 {
+        durable(&log, vec![put(n, &[b'x'; 10_000])]).await;
+    }
+    drop(log);
+    // As by a run that ended between the second name and the end of the message.
+    let oldest = segments(&dir).remove(0);
+    let aside = dir.path().join("spool/damaged");
+    fs::create_dir(&aside).unwrap();
+    let aside = aside.join(oldest.file_name().unwrap());
+    fs::hard_link(&oldest, &aside).unwrap();
+    let before = fs::read(&aside).unwrap();
+    let (log, _) = open().await.unwrap();
+    durable(&log, (100..130).map(done).collect()).await;
+    pass(&log, &dir, 200).await;
+    assert!(!oldest.exists());
+    assert_eq!(fs::read(&aside).unwrap(), before);
+}
+
+#[tokio::test]
 async fn a_message_whose_progress_is_damaged_is_held_in_doubt() {
     let dir = TempDir::new().unwrap();
     let (log, _) = Log::open_on(TestDisk::new() as _, &at(dir.path()), SMALL).await.unwrap();
