@@ -73,6 +73,7 @@ impl App {
         let admin_socket = bind_admin(config.admin.bind).await?;
         let admin = admin_socket.local_addr().map_err(StartError::System)?;
 
+        let provider = provider(&config)?;
         let (spool, report) = Log::open(&config.spool).await.map_err(StartError::Spool)?;
         let spool = Arc::new(spool);
         tell(&report);
@@ -84,7 +85,6 @@ impl App {
         let grace = config.limits.shutdown_grace;
 
         let delivery = Shutdown::new();
-        let provider = provider(&config)?;
         let concurrency = concurrency(&config);
         let settings = Settings { retry: config.retry.clone(), concurrency };
         let mut dispatcher = Dispatcher::new(

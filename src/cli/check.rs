@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::config::Secrets;
 use crate::spool::is_copy_on_write;
 
 pub(super) fn run(path: &Path) -> ExitCode {
-    match super::load(path) {
+    match super::load(path, Secrets::Look) {
         Ok(config) => {
             let spool = &config.spool;
             // A folder that cannot be asked is told by the start.

@@ -6,12 +6,14 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::config::Secrets;
+
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// More than `/readyz` ever answers.
 const MAX_ANSWER: u64 = 16 * 1024;
 
 pub(super) fn run(path: &Path) -> ExitCode {
-    let config = match super::load(path) {
+    let config = match super::load(path, Secrets::Leave) {
         Ok(config) => config,
         Err(code) => return code,
     };

@@ -91,8 +91,11 @@ pub fn main() -> ExitCode {
 }
 
 /// Reads the configuration, or says everything that is wrong with it.
-fn load(path: &std::path::Path) -> Result<crate::config::Config, ExitCode> {
-    let loaded = crate::config::load(path).map_err(|problems| {
+fn load(
+    path: &std::path::Path,
+    secrets: crate::config::Secrets,
+) -> Result<crate::config::Config, ExitCode> {
+    let loaded = crate::config::load(path, secrets).map_err(|problems| {
         eprintln!("{problems}");
         ExitCode::from(EX_CONFIG)
     })?;

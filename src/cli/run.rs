@@ -5,19 +5,25 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use rustix::process::{Resource, Rlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::app::App;
-use crate::config::Config;
+use crate::config::{Config, Secrets};
 use crate::metrics::Metrics;
 use crate::telemetry;
 
 pub(super) fn run(path: &Path) -> ExitCode {
-    let config = match super::load(path) {
+    let config = match super::load(path, Secrets::Read) {
         Ok(config) => config,
         Err(code) => return code,
     };
+    // A core dump would have the secrets in it (R60).
+    let no_core = Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(error) = setrlimit(Resource::Core, no_core) {
+        eprintln!("core dumps cannot be switched off: {error}");
+    }
     let runtime = match super::runtime() {
         Ok(runtime) => runtime,
         Err(code) => return code,

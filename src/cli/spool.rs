@@ -11,6 +11,7 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 use serde::Serialize;
 
+use crate::config::Secrets;
 use crate::envelope::{Head, Priority, QueueState, Rcpt, RcptStatus, SpoolId, UnixMillis};
 use crate::smtp::params::{Notify, Ret};
 use crate::smtp::reply::Escaped;
@@ -162,7 +163,7 @@ fn parse_id(text: &str) -> Result<SpoolId, String> {
 fn open(place: &Place) -> Result<(Inspection, PathBuf), Stop> {
     let folder = match &place.spool {
         Some(folder) => folder.clone(),
-        None => super::load(&place.config.config).map_err(Stop::Told)?.spool.path,
+        None => super::load(&place.config.config, Secrets::Leave).map_err(Stop::Told)?.spool.path,
     };
     let spool = Inspection::open(&folder).map_err(|error| {
         let code = match &error {

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,25 +41,45 @@ pub struct Loaded {
 pub(super) struct Surroundings {
     /// The system's own name; may be anything.
     pub(super) hostname: String,
+    /// The permissions of the file, where it is one.
+    pub(super) mode: Option<u32>,
+    pub(super) secrets: Secrets,
+}
+
+/// What becomes of secrets that stand elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Secrets {
+    /// They are read, for the gateway itself.
+    Read,
+    /// The same for who only looks: what systemd hands to the gateway alone is not missed.
+    Look,
+    /// They are not read, for who does without.
+    Leave,
 }
 
 impl Surroundings {
     fn of_this_system() -> Self {
-        Self { hostname: rustix::system::uname().nodename().to_string_lossy().into_owned() }
+        let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Self { hostname, mode: None, secrets: Secrets::Read }
     }
 }
 
 /// Reads a file.
-pub fn load(path: &Path) -> Result<Loaded, Problems> {
+pub fn load(path: &Path, secrets: Secrets) -> Result<Loaded, Problems> {
     let name = Escaped(path.as_os_str().as_bytes()).to_string();
     let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
+    let mut mode = None;
+    let read = File::open(path).and_then(|file| {
+        mode = Some(file.metadata()?.permissions().mode());
+        file.take(MAX_FILE + 1).read_to_end(&mut bytes)
+    });
+    let surroundings = Surroundings { mode, secrets, ..Surroundings::of_this_system() };
     match read {
         Err(e) => Err(Problems::whole(name, format!("the file cannot be read: {e}"))),
         Ok(length) if length as u64 > MAX_FILE => {
             Err(Problems::whole(name, "is larger than 1MiB, which no configuration is".to_owned()))
         }
-        Ok(_) => parse_bytes(&bytes, &name, &Surroundings::of_this_system()),
+        Ok(_) => parse_bytes(&bytes, &name, &surroundings),
     }
 }
 
@@ -112,7 +133,8 @@ pub(super) fn parse_in(
             }
         }
     }
-    let file = Tables::read(table.get_ref(), &mut findings);
+    let mut file = Tables::read(table.get_ref(), &mut findings);
+    read_secrets(&mut file.provider, surroundings, &mut findings);
     validate::check(&file, &mut findings);
     match findings.in_words(text) {
         (problems, warnings) if problems.is_empty() => {
@@ -483,7 +505,7 @@ fn section(
         if let Some((key, form)) = find_key(path, name.get_ref()) {
             let value = match form {
                 "" => value::read(key, value.get_ref()),
-                form => value::read_secret(key, form, value.get_ref()),
+                form => value::read_secret_source(form, value.get_ref()),
             };
             let name = name.get_ref().clone().into_owned();
             let value =
@@ -495,6 +517,46 @@ fn section(
         }
     }
     section
+}
+
+/// Puts what stands elsewhere in its place. What is of no use in this version is left where it is.
+fn read_secrets(section: &mut Section, surroundings: &Surroundings, findings: &mut Findings) {
+    if surroundings.secrets == Secrets::Leave {
+        return;
+    }
+    let header = section.named("");
+    for written in &mut section.written {
+        let is_secret = matches!(written.key.r#type, keys::Type::Secret);
+        if !is_secret || matches!(written.key.available, keys::Available::Later) {
+            continue;
+        }
+        let form = written.name.strip_prefix(written.key.name()).unwrap_or_default();
+        let Some(source) = &written.value else { continue };
+        let named = format!("{header}{}", written.name);
+        let Some(read) = value::read_secret(form, source) else {
+            let mode = surroundings.mode.unwrap_or(0) & 0o777;
+            if mode & 0o007 != 0 {
+                let text = format!(
+                    "stands in a file that anybody can read or change (mode {mode:04o}): run chmod \
+                     600 on this file, or write `{}_file`",
+                    written.key.name()
+                );
+                findings.wrong(written.value_at, &named, text);
+            }
+            continue;
+        };
+        let is_elsewhere = surroundings.secrets == Secrets::Look
+            && form == "_credential"
+            && std::env::var_os("CREDENTIALS_DIRECTORY").is_none();
+        match read {
+            Ok(secret) => written.value = Some(Value::Secret(secret)),
+            Err(text) if is_elsewhere => findings.warning(written.value_at, &named, text),
+            Err(text) => {
+                findings.wrong(written.value_at, &named, text);
+                written.value = None;
+            }
+        }
+    }
 }
 
 /// The key of that name, and for a secret the form.

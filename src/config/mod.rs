@@ -4,6 +4,7 @@
 //! one table of `keys`, reads each value as in `value`, and finds every `problem` at once; `validate` looks at what
 //! goes together.
 
+mod certificates;
 mod keys;
 mod load;
 mod problem;
@@ -23,8 +24,9 @@ use ipnet::IpNet;
 use crate::smtp::address::{Domain, Mailbox};
 use crate::smtp::data::BareNewline;
 
+pub use certificates::roots;
 pub use keys::{Available, Key, Type, Unwritten, keys, reference};
-pub use load::{Loaded, load, parse};
+pub use load::{Loaded, Secrets, load, parse};
 pub use problem::{Problem, Problems};
 pub use secret::Secret;
 

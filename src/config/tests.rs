@@ -1,11 +1,12 @@
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::keys::{self, Available, Unwritten, keys, reference};
 use crate::config::load::{Surroundings, load, parse_bytes, parse_in};
 use crate::config::{
-    Bind, Config, LogFormat, LogLevel, OnMail, Problem, Problems, Provider, Rate, value,
+    Bind, Config, LogFormat, LogLevel, OnMail, Problem, Problems, Provider, Rate, Secrets, value,
 };
 use crate::smtp::data::BareNewline;
 
@@ -16,7 +17,7 @@ const UPSTREAM: &str = "[sender]\npolicy = \"preserve\"\n[provider]\nkind = \"sm
                         server = \"127.0.0.1\"\nsecurity = \"none\"\nauth = \"none\"\n";
 
 fn surroundings() -> Surroundings {
-    Surroundings { hostname: "box.example.net".to_owned() }
+    Surroundings { hostname: "box.example.net".to_owned(), mode: None, secrets: Secrets::Read }
 }
 
 #[track_caller]
@@ -149,7 +150,7 @@ fn concurrency_goes_by_the_server_unless_written() {
 #[test]
 fn system_name_that_is_no_domain_gives_localhost() {
     for hostname in ["", "-x", "my box", "(none)", "a\u{fffd}"] {
-        let surroundings = Surroundings { hostname: hostname.to_owned() };
+        let surroundings = Surroundings { hostname: hostname.to_owned(), ..surroundings() };
         let loaded = parse_in(LEAST, "config.toml", &surroundings).unwrap();
         assert_eq!(loaded.config.hostname.as_str(), "localhost", "{hostname:?}");
     }
@@ -258,7 +259,7 @@ fn what_works_but_is_worth_a_look_is_a_warning() {
         [
             "3:9: [[listener]] allow: 0.0.0.0/0 lets everybody send mail through this gateway",
             "6:1: [[listener]] allow: has no effect on a Unix socket, whose clients have no address",
-            "12:12: [provider] security: all mail goes to smtp.example.com in clear",
+            "12:12: [provider] security: all mail goes to smtp.example.com in clear; write \"starttls\" or \"tls\" where it can",
         ]
     );
     assert_eq!(parse_in(UPSTREAM, "config.toml", &surroundings()).unwrap().warnings, []);
@@ -267,16 +268,16 @@ fn what_works_but_is_worth_a_look_is_a_warning() {
 #[test]
 fn file_that_cannot_be_read_is_one_problem() {
     let folder = tempfile::tempdir().unwrap();
-    let missing = load(&folder.path().join("a\nb.toml")).unwrap_err().to_string();
+    let missing = load(&folder.path().join("a\nb.toml"), Secrets::Read).unwrap_err().to_string();
     assert!(missing.contains("b.toml: the file cannot be read: No such file"), "{missing}");
     assert!(!missing.contains('\n'));
-    assert!(load(folder.path()).is_err());
+    assert!(load(folder.path(), Secrets::Read).is_err());
     let large = folder.path().join("large.toml");
     std::fs::write(&large, "#".repeat((1 << 20) + 1)).unwrap();
-    assert!(load(&large).unwrap_err().to_string().contains("larger than 1MiB"));
+    assert!(load(&large, Secrets::Read).unwrap_err().to_string().contains("larger than 1MiB"));
     let good = folder.path().join("good.toml");
     std::fs::write(&good, format!("\u{feff}{}", LEAST.replace('\n', "\r\n"))).unwrap();
-    assert!(load(&good).is_ok());
+    assert!(load(&good, Secrets::Read).is_ok());
 }
 
 #[test]
@@ -445,4 +446,61 @@ fn no_file_makes_the_reader_panic() {
             Err(_) => panic!("seed {seed}:\n{shown}"),
         }
     }
+}
+
+#[test]
+fn secrets_are_read_by_who_needs_them_and_never_from_what_anybody_can_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, secret) = (folder.path().join("c.toml"), folder.path().join("secret"));
+    let write = |path: &Path, text: &[u8], mode: u32| {
+        std::fs::write(path, text).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let upstream = UPSTREAM.replace("auth = \"none\"", "username = \"me\"");
+    let by_file = format!("{upstream}password_file = \"{}\"\n", secret.display());
+    write(&config, by_file.as_bytes(), 0o644);
+    let password = || {
+        let loaded = load(&config, Secrets::Read)?;
+        let Provider::Smtp(smtp) = &loaded.config.provider else { panic!("no provider") };
+        Ok::<_, Problems>(smtp.login.as_ref().unwrap().password.as_str().to_owned())
+    };
+    let refused = || password().unwrap_err().to_string();
+    for text in ["p w", "p w\n", "p w\r\n", "\u{feff}p w\n"] {
+        write(&secret, text.as_bytes(), 0o640);
+        assert_eq!(password().unwrap(), "p w", "{text:?}");
+    }
+    write(&secret, b"p w", 0o644);
+    assert!(refused().contains("(mode 0644): run chmod 600 on it"), "{}", refused());
+    write(&secret, b"hunter2\nhunter2\n", 0o600);
+    assert!(refused().ends_with("which has more than one line"), "{}", refused());
+    write(&secret, b"hunter2\xff", 0o600);
+    assert!(refused().contains("UTF-8") && !refused().contains("hunter2"), "{}", refused());
+    std::fs::remove_file(&secret).unwrap();
+    assert!(refused().contains("cannot be read"));
+    assert!(load(&config, Secrets::Leave).is_ok(), "who needs no secret misses none");
+
+    let inline = format!("{upstream}password = \"hunter2\"\n");
+    write(&config, inline.as_bytes(), 0o600);
+    assert_eq!(password().unwrap(), "hunter2");
+    write(&config, inline.as_bytes(), 0o604);
+    assert!(refused().contains("(mode 0604): run chmod 600 on this file"), "{}", refused());
+    assert!(!refused().contains("hunter2"));
+
+    let by_systemd = format!("{upstream}password_credential = \"smtp\"\n");
+    write(&config, by_systemd.as_bytes(), 0o644);
+    assert!(load(&config, Secrets::Read).is_err());
+    let looked = load(&config, Secrets::Look).unwrap();
+    assert!(looked.warnings[0].to_string().contains("LoadCredential="), "{:?}", looked.warnings);
+}
+
+#[test]
+fn a_port_that_usually_wants_another_security_is_warned_of() {
+    let warned = |security: &str, port: u16| {
+        let text =
+            UPSTREAM.replace("\"none\"\nauth", &format!("\"{security}\"\nport = {port}\nauth"));
+        let loaded = parse_in(&text, "config.toml", &surroundings()).unwrap();
+        loaded.warnings.iter().any(|it| it.to_string().contains("usually want security"))
+    };
+    assert!(warned("starttls", 465) && warned("tls", 587) && warned("tls", 25));
+    assert!(!warned("tls", 465) && !warned("starttls", 587) && !warned("none", 25));
 }

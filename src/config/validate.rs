@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use crate::config::Bind;
+use crate::config::certificates;
 use crate::config::keys::{self, Available, Type, Unwritten};
 use crate::config::load::{Section, Tables, Written};
 use crate::config::problem::Findings;
@@ -239,9 +240,9 @@ fn check_smtp(file: &Tables, findings: &mut Findings) {
     check_login(provider, findings);
     if let Some(written) = provider.find("ca_file")
         && let Some(Value::Path(path)) = &written.value
-        && let Err(error) = std::fs::File::open(path)
+        && let Err(why) = certificates::roots(path)
     {
-        let text = format!("is \"{}\", which cannot be read: {error}", path.display());
+        let text = format!("is \"{}\", which {why}", path.display());
         findings.wrong(written.value_at, &provider.named("ca_file"), text);
     }
     let security = provider.find("security").and_then(|security| security.value.as_ref());
@@ -257,8 +258,19 @@ fn check_smtp(file: &Tables, findings: &mut Findings) {
         findings.warning(
             at_value(provider, "security"),
             &provider.named("security"),
-            format!("{what} to {server} in clear"),
+            format!("{what} to {server} in clear; write \"starttls\" or \"tls\" where it can"),
         );
+    }
+    let security =
+        provider.value("security").and_then(|security| security.plain().map(str::to_owned));
+    let fits = match (provider.value("port"), security.as_deref()) {
+        (Some(Value::Integer(465)), Some("starttls" | "none")) => Some("tls"),
+        (Some(Value::Integer(25 | 587)), Some("tls")) => Some("starttls"),
+        _ => None,
+    };
+    if let Some(fits) = fits {
+        let text = format!("servers on this port usually want security = \"{fits}\"");
+        findings.warning(at_value(provider, "port"), &provider.named("port"), text);
     }
 }
 

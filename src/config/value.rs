@@ -168,24 +168,19 @@ pub(super) fn read(key: &Key, value: &DeValue<'_>) -> Result<Value, String> {
     }
 }
 
-/// The secret, from where its forms KEY_file, KEY_env and KEY_credential say. One that is of no use in this version is
-/// left where it is.
-pub(super) fn read_secret(key: &Key, form: &str, value: &DeValue<'_>) -> Result<Value, String> {
-    let source = read_secret_source(form, value)?;
-    if matches!(key.available, Available::Later) {
-        return Ok(source);
-    }
-    let (name, secret) = match &source {
+/// The secret, from where its forms KEY_file, KEY_env and KEY_credential say; none where it is written itself.
+pub(super) fn read_secret(form: &str, source: &Value) -> Option<Result<Secret, String>> {
+    let (name, secret) = match source {
         Value::Path(path) => (path.display().to_string(), Secret::of_file(path)),
         Value::Text(name) if form == "_env" => (name.clone(), Secret::of_variable(name)),
         Value::Text(name) => (name.clone(), Secret::of_credential(name)),
-        _ => return Ok(source),
+        _ => return None,
     };
-    let secret = secret.map_err(|why| format!("is \"{}\", which {why}", shown(&name)))?;
-    Ok(Value::Secret(secret))
+    Some(secret.map_err(|why| format!("is \"{}\", which {why}", shown(&name))))
 }
 
-fn read_secret_source(form: &str, value: &DeValue<'_>) -> Result<Value, String> {
+/// Where the secret comes from, for its forms KEY_file, KEY_env and KEY_credential.
+pub(super) fn read_secret_source(form: &str, value: &DeValue<'_>) -> Result<Value, String> {
     let wanted = match form {
         "_file" => "the absolute path of a file",
         "_env" => "the name of an environment variable",

@@ -444,7 +444,7 @@ impl<'a, S: Spool> Round<'a, S> {
                 () = &mut delivery => break,
                 Some(may_leave) = leaving.recv() => may_leave,
             };
-            if !self.mark(&submission.part).await {
+            if !self.mark(&outcomes.unsaid(&submission.part)).await {
                 return None;
             }
             // The provider may have panicked meanwhile: then there is an end, without a word.
@@ -517,7 +517,7 @@ impl<'a, S: Spool> Round<'a, S> {
             causes().count() == outcomes.len() && causes().all(|cause| cause.stage == Stage::Local);
         // Refused a connection for now while others are served: the provider has no more to spare.
         let is_refusal = |outcome: &Outcome| match outcome {
-            Outcome::Deferred(cause) => cause.stage <= Stage::Ehlo && cause.retry_after.is_none(),
+            Outcome::Deferred(cause) => cause.stage < Stage::Mail && cause.retry_after.is_none(),
             Outcome::Delivered(_) | Outcome::Failed(_) | Outcome::Held(_) => false,
         };
         let refused = outcomes.iter().any(|(_, outcome)| is_refusal(outcome));

@@ -108,6 +108,13 @@ impl Outcomes {
         }
     }
 
+    /// Those of `part` of which nothing was said.
+    pub fn unsaid(&self, part: &[usize]) -> Vec<usize> {
+        let settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_unsaid = |rcpt: &usize| !settled.iter().any(|(at, _)| at == rcpt);
+        part.iter().copied().filter(is_unsaid).collect()
+    }
+
     /// Those that are left for another part, in the order in which that was said.
     pub fn left(&self) -> Vec<usize> {
         let settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);

@@ -4,13 +4,14 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ClientConfig, InvalidMessage};
 use rustls_platform_verifier::Verifier;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use crate::config;
 
 /// Makes connections secure. Verification cannot be turned off.
 #[derive(Clone)]
@@ -22,7 +23,12 @@ pub struct Tls {
 impl Tls {
     /// For connections to `server`, a name or an address. Fails where there are no roots, or `ca_file` has none.
     pub fn new(server: &str, ca_file: Option<&Path>) -> io::Result<Self> {
-        let extra = ca_file.map(roots).transpose()?.unwrap_or_default();
+        let extra = match ca_file {
+            None => Vec::new(),
+            Some(path) => config::roots(path).map_err(|why| {
+                io::Error::other(format!("provider.ca_file {}, which {why}", path.display()))
+            })?,
+        };
         let crypto = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = Verifier::new_with_extra_roots(extra, Arc::clone(&crypto));
         let verifier = verifier.map_err(|error| {
@@ -55,20 +61,6 @@ pub(super) fn bare(server: &str) -> &str {
     server.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(server)
 }
 
-/// The certificates in a PEM file; at least one.
-fn roots(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let failed = |error: &dyn std::fmt::Display| {
-        io::Error::other(format!("provider.ca_file {}: {error}", path.display()))
-    };
-    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| failed(&error))?;
-    let certificates: Vec<_> =
-        certificates.collect::<Result<_, _>>().map_err(|error| failed(&error))?;
-    match certificates.is_empty() {
-        true => Err(failed(&"it has no certificate in PEM")),
-        false => Ok(certificates),
-    }
-}
-
 /// What to do about a handshake that failed.
 fn cure(error: &io::Error) -> Option<&'static str> {
     let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
@@ -86,8 +78,17 @@ fn cure(error: &io::Error) -> Option<&'static str> {
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                 Some("this system's clock may be wrong")
             }
+            CertificateError::BadSignature => Some(
+                "another authority of the same name has issued it: is provider.ca_file the right one?",
+            ),
+            CertificateError::Other(_) => Some(
+                "a certificate that is its own issuer has to be one for servers (CA:FALSE, with subjectAltName), or be issued by the one in provider.ca_file",
+            ),
             _ => None,
         },
+        rustls::Error::PeerIncompatible(_) | rustls::Error::AlertReceived(_) => {
+            Some("the server has to offer TLS 1.2 or 1.3")
+        }
         rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
             Some("the server does not speak TLS here: is provider.security right for this port?")
         }

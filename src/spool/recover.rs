@@ -712,7 +712,7 @@ fn file_into(file: &dyn DiskFile, bytes: &mut Vec<u8>) -> io::Result<Unread> {
     while at < limit {
         let end = limit.min(at + PIECE);
         let (Ok(from), Ok(to)) = (usize::try_from(at), usize::try_from(end)) else { break };
-        bytes.try_reserve(to - bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        bytes.try_reserve(to - bytes.len()).map_err(|_no_room| io::ErrorKind::OutOfMemory)?;
         bytes.resize(to, 0);
         match file.read_at(&mut bytes[from..], at) {
             Err(error) if disk::is_of_medium(&error) => {

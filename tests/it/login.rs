@@ -106,6 +106,7 @@ fn a_login_that_is_refused_bounces_nothing_and_the_password_is_never_shown() {
         let folder = tempfile::tempdir().unwrap();
         let password = folder.path().join("password");
         fs::write(&password, "p w\n").unwrap();
+        fs::set_permissions(&password, Permissions::from_mode(0o600)).unwrap();
         let gateway = Setup::to(sink.address)
             .set("provider", "auth = \"password\"")
             .set("provider", "username = \"name\"")

@@ -369,7 +369,9 @@ fn take(read: io::Result<usize>, input: &[u8], dialog: &mut Dialog) -> Result<bo
         Ok(octets) => input.get(..octets).unwrap_or_default(),
         Err(error) => return Err(Fault::Network(error.to_string())),
     };
-    for line in octets.split_inclusive(|b| *b == b'\n') {
+    // What it says of a login may have the login in it.
+    let lines = octets.split_inclusive(|b| *b == b'\n');
+    for line in lines.filter(|_| !dialog.is_logging_in()) {
         debug!("server: {}", Escaped(line.trim_ascii_end()));
     }
     Ok(dialog.receive(octets))

@@ -26,6 +26,8 @@ use super::reader::ReplyReader;
 /// neither reads; so much fits into them.
 const WINDOW_COMMANDS: usize = 100;
 const WINDOW_OCTETS: usize = 16 * 1024;
+/// Octets of a command, without its end (RFC 5321 4.5.3.1.4).
+const LINE: usize = 510;
 
 /// What the driver is to do next.
 #[derive(Debug, PartialEq, Eq)]
@@ -475,7 +477,11 @@ impl Dialog {
             None => self.state = State::Ready,
             Some(_) if plain => {
                 let line = format!("AUTH PLAIN {}", self.plain());
-                self.tell(Command::AuthPlain, &line);
+                // Longer lines are for after the 334 (RFC 4954 4).
+                match line.len() <= LINE {
+                    true => self.tell(Command::AuthPlain, &line),
+                    false => self.ask(Command::AuthPlain, "AUTH PLAIN\r\n"),
+                }
             }
             Some(_) if login => self.ask(Command::AuthLogin, "AUTH LOGIN\r\n"),
             Some(_) => self.unfit(Stage::Auth, "the server offers neither AUTH PLAIN nor AUTH LOGIN here: does it want another provider.security or provider.port first, or no login (provider.auth = \"none\")?"),
@@ -584,8 +590,30 @@ impl Dialog {
         self.steps.extend(rcpts.iter().map(|rcpt| Step::Settle(*rcpt, outcome.clone())));
     }
 
+    /// Whether what is said now is about the login.
+    pub(super) fn is_logging_in(&self) -> bool {
+        self.awaited.front().is_some_and(|command| command.stage() == Stage::Auth)
+    }
+
+    /// A server may repeat what it did not understand.
+    fn without_secrets(&self, reply: &Reply) -> Reply {
+        let login = self.opening.login.as_ref();
+        let password = login.map_or("", |login| login.password.as_str());
+        let secrets = [password.to_owned(), BASE64.encode(password), self.plain()];
+        let has = |secret: &String| {
+            let mut parts = reply.text.windows(secret.len().max(1));
+            !secret.is_empty() && parts.any(|part| part == secret.as_bytes())
+        };
+        let mut reply = reply.clone();
+        if secrets.iter().any(has) {
+            reply.text = b"(its words are not shown: the password is in them)"[..].into();
+        }
+        reply
+    }
+
     /// The opening came to nothing.
     fn refused(&mut self, stage: Stage, reply: &Reply) {
+        let reply = &self.without_secrets(reply);
         let case = Case { null_reverse_path: false, from_is_lane: false };
         self.steps.push_back(Step::Refused(verdict(stage, reply, case)));
         self.state = State::Closed;

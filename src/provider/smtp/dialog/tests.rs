@@ -1376,3 +1376,32 @@ fn a_refused_login_is_the_providers_trouble_in_the_servers_words() {
         );
     }
 }
+
+#[test]
+fn a_server_that_repeats_the_login_is_not_quoted() {
+    let greeting = ["220 hi", "250-up\r\n250 AUTH PLAIN"];
+    for echo in ["AUTH PLAIN AG1lQHguZXhhbXBsZQBwIHc=", "cCB3", "so it is p w"] {
+        check_open(
+            &login(),
+            &[&greeting[..], &[&format!("500 5.5.1 what is \"{echo}\"?")]].concat(),
+            &[
+                "EHLO me.example",
+                "AUTH PLAIN (|me@x.example|p w)",
+                "held provider auth: 500 5.5.1 (its words are not shown: the password is in them)",
+            ],
+        );
+    }
+}
+
+#[test]
+fn a_login_longer_than_a_line_follows_the_334() {
+    let password = config::Secret::for_tests(&"x".repeat(400));
+    let login = config::Login { username: "me".to_owned(), password };
+    let opening = Opening { starttls: false, login: Some(login) };
+    let secret = format!(" (|me|{})", "x".repeat(400));
+    check_open(
+        &opening,
+        &["220 hi", "250-up\r\n250 AUTH PLAIN", "334 ", "235 in"],
+        &["EHLO me.example", "AUTH PLAIN", &secret, "ready"],
+    );
+}
