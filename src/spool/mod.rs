@@ -29,6 +29,9 @@
 //! whole progress, without the content. `Done` ends it. Small named values stand there as `Note`s, the last of a name
 //! counts.
 //!
+//! A content leaves memory when it is durable; an attempt, the first one too, reads it back, then as a rule from the page
+//! cache. So there is one way to read a message, and no memory that grows with what waits.
+//!
 //! A segment is freed when nothing that lives is in it and it is the oldest: so a done-mark never disappears before the
 //! record it ends. For the same reason the folder is synced before the next one is freed. A message that stays must not
 //! keep all that came after it: when the oldest segment is less than half live, or the log is longer than twice what
