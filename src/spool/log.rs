@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::disk::{Disk, LockError, RealDisk};
 use super::failed::{self, Bell, Filer};
 use super::index::{Entry, Index, Lies};
-use super::record::{self, Place, Record};
+use super::record::{self, Change, Place, Record};
 use super::recover;
 use super::segment::Geometry;
 use super::side_file::LogStage;
@@ -454,15 +454,22 @@ impl Files<'_> {
         Ok(Stored { envelope: put.envelope, progress, body })
     }
 
-    /// The record of `id` at `place`, to be written elsewhere.
-    pub(super) fn record_again(&self, id: SpoolId, place: Place) -> Result<Record, SpoolError> {
+    /// The record of `id` at `place`, to be written elsewhere: a `Put`, or else one with its progress.
+    pub(super) fn record_again(
+        &self,
+        id: SpoolId,
+        place: Place,
+        is_put: bool,
+    ) -> Result<Record, SpoolError> {
         let bytes = self.record(id, place)?;
         let record = decode(&bytes, place).and_then(|found| Record::copy(&found));
-        match record {
-            Ok(record) if record.id == id => Ok(record),
-            Ok(_) => Err(SpoolError::Damaged(id, "its record is of another message".to_owned())),
-            Err(what) => Err(SpoolError::Damaged(id, what)),
-        }
+        let record = record.and_then(|record| match &record.change {
+            _ if record.id != id => Err("its record is of another message".to_owned()),
+            Change::Put { .. } if is_put => Ok(record),
+            Change::Progress { .. } if !is_put => Ok(record),
+            _ => Err("its record is of another kind".to_owned()),
+        });
+        record.map_err(|what| SpoolError::Damaged(id, what))
     }
 
     fn record(&self, id: SpoolId, place: Place) -> Result<Vec<u8>, SpoolError> {

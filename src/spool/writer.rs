@@ -884,10 +884,10 @@ impl Writer {
     fn copy_message(&mut self, segment: u64, living: &Living, again: &mut Again) {
         let Living { id, put, progress } = *living;
         let put_here = Some(put).filter(|put| put.segment == segment);
-        let read = |place: Place| self.shared.files().record_again(id, place);
+        let read = |place: Place, is_put| self.shared.files().record_again(id, place, is_put);
         // Both or none: a message without its progress would be sent again.
-        let put_read = put_here.map(read).transpose();
-        let progress_read = progress.map(read).transpose();
+        let put_read = put_here.map(|place| read(place, true)).transpose();
+        let progress_read = progress.map(|place| read(place, false)).transpose();
         let (put_read, error) = match (put_read, progress_read) {
             (Ok(put_read), Ok(progress_read)) => {
                 self.unread.remove(&id);

@@ -228,7 +228,9 @@ impl Layout {
                 if flags & LAST_BATCHES != 0 {
                     self.batch = u64::MAX - 4;
                 }
-                self.number = self.number.wrapping_add(u64::from(step) << 32);
+                // A segment that is made later has no lower number.
+                let number = self.number.checked_add(u64::from(step) << 32);
+                self.number = number.unwrap_or(self.number);
                 self.key = if flags & OF_ANOTHER == 0 { KEY } else { FOREIGN };
                 let next = self.batch.wrapping_add(1);
                 let first_batch = next.wrapping_add_signed(first.into());

@@ -659,7 +659,7 @@ async fn an_outcome_does_not_undo_a_hold_not_even_when_the_record_of_that_is_gon
     let attempt = log.apply(vec![attempt(1, 3, &[0])], Durability::Durable).await;
     assert!(matches!(attempt, Err(SpoolError::Refused(..))), "{attempt:?}");
     let place = lock(&log.shared.index).get(id(1)).unwrap().progress.unwrap();
-    let record = log.shared.files().record_again(id(1), place).unwrap();
+    let record = log.shared.files().record_again(id(1), place, false).unwrap();
     assert!(matches!(record.change, record::Change::Progress { step: record::Step::Hold, .. }));
     drop(log);
     let (log, _) = open(&dir).await;
