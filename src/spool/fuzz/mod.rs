@@ -315,7 +315,8 @@ async fn change(log: &Log, first: usize) {
         match log.apply(vec![op], Durability::Lazy).await {
             Ok(()) | Err(SpoolError::Damaged(..)) => {}
             // It left, or is held, meanwhile.
-            Err(SpoolError::Unknown(_) | SpoolError::Refused(..)) if !is_sound => {}
+            Err(SpoolError::Unknown(_) | SpoolError::Refused(..))
+                if !is_sound || log.head(id).is_none_or(|now| now.state != state) => {}
             Err(error) => panic!("{error}"),
         }
     }
