@@ -230,10 +230,12 @@ pub fn replay(folder: &Path, octets: &[u8]) -> Vec<SpoolId> {
     ids
 }
 
-/// What is damaged, without where.
+/// What is damaged; of batches without where, for that may be told of another segment.
 fn gist(what: &str) -> &str {
-    let text = what.split_once(": ").map_or(what, |(_, text)| text);
-    text.split_once(';').map_or(text, |(text, _)| text)
+    match what.split_once(": batch") {
+        Some((_, text)) => text.split_once(';').map_or(text, |(text, _)| text),
+        None => what,
+    }
 }
 
 /// The messages that there are.

@@ -323,24 +323,32 @@ async fn old_failed_messages_are_removed() {
     until(|| files(&dir, FOLDER).is_empty()).await;
 }
 
+/// The files of message 1 cannot be removed then.
+fn put_folders_in_place_of_files(dir: &TempDir) {
+    for ending in ["eml", "json"] {
+        fs::rename(path(dir, 1, ending), dir.path().join(ending)).unwrap();
+        fs::create_dir(path(dir, 1, ending)).unwrap();
+    }
+}
+
+fn put_the_files_back(dir: &TempDir) {
+    for ending in ["eml", "json"] {
+        fs::remove_dir(path(dir, 1, ending)).unwrap();
+        fs::rename(dir.path().join(ending), path(dir, 1, ending)).unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_done_mark_stays_as_long_as_the_files() {
     let (dir, log, _) = with_filed(b"hello").await;
     let mib = vec![b'x'; 1024 * 1024];
-    // Its files cannot be removed: they are folders.
-    for ending in ["eml", "json"] {
-        fs::rename(path(&dir, 1, ending), dir.path().join(ending)).unwrap();
-        fs::create_dir(path(&dir, 1, ending)).unwrap();
-    }
+    put_folders_in_place_of_files(&dir);
     durable(&log, vec![done(1)]).await;
     for n in 2..=70 {
         log.apply(vec![put(n, &mib), done(n)], Durability::Lazy).await.unwrap();
     }
     drop(log);
-    for ending in ["eml", "json"] {
-        fs::remove_dir(path(&dir, 1, ending)).unwrap();
-        fs::rename(dir.path().join(ending), path(&dir, 1, ending)).unwrap();
-    }
+    put_the_files_back(&dir);
     let (log, _) = open(&dir).await;
     assert_eq!(ids(&log), []);
     until(|| files(&dir, FOLDER).is_empty()).await;
@@ -408,17 +416,11 @@ async fn files_that_cannot_be_removed_do_not_keep_the_log_from_becoming_shorter(
     let (log, _) = open().await.unwrap();
     durable(&log, vec![put(1, b"hello"), fail(1)]).await;
     filed(&log, 1).await;
-    for ending in ["eml", "json"] {
-        fs::rename(path(&dir, 1, ending), dir.path().join(ending)).unwrap();
-        fs::create_dir(path(&dir, 1, ending)).unwrap();
-    }
+    put_folders_in_place_of_files(&dir);
     durable(&log, vec![done(1)]).await;
     pass(&log, &dir, 200).await;
     drop(log);
-    for ending in ["eml", "json"] {
-        fs::remove_dir(path(&dir, 1, ending)).unwrap();
-        fs::rename(dir.path().join(ending), path(&dir, 1, ending)).unwrap();
-    }
+    put_the_files_back(&dir);
     let (log, _) = open().await.unwrap();
     assert_eq!(ids(&log), [], "its end is still known");
     until(|| files(&dir, FOLDER).is_empty()).await;
