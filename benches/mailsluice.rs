@@ -1,11 +1,13 @@
 //! `cargo bench` measures; `cargo test --benches` runs each case once and small, so that a broken one is noticed.
-//! `cargo bench -- spool` (or `million`, or `large`) is a run of the spool as a whole, on a disk of your choice.
+//! `cargo bench -- spool` (or `million`, or `large`) is a run of the spool as a whole, on a disk of your
+//! choice, `cargo bench -- neighbours` one of the whole gateway.
 
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use mailsluice::bench::{SmtpSession, decode, parse_command};
 
 mod measure;
+mod neighbours;
 mod spool;
 
 fn main() {
@@ -15,7 +17,7 @@ fn main() {
     let is_asked_for = |case: &str| std::env::args().any(|argument| argument == case);
     let measured = is_asked_for("--bench");
     let mut is_run = false;
-    for (case, run) in spool::CASES {
+    for (case, run) in spool::CASES.iter().chain(neighbours::CASES) {
         if is_asked_for(case) || !measured {
             run(measured);
             is_run = true;

@@ -34,7 +34,7 @@ const ROUNDS: usize = 5;
 const CHILD: &str = "SPOOL_BENCH_CHILD";
 
 /// Name and entry of each run; the argument is whether it is measured.
-type Case = (&'static str, fn(bool));
+pub(crate) type Case = (&'static str, fn(bool));
 pub(crate) const CASES: &[Case] = &[("spool", spool), ("million", million), ("large", large)];
 
 /// What `SPOOL_BENCH_CHILD` asks of this process, if it is such a child.
@@ -62,7 +62,7 @@ fn in_child(task: &str) -> Vec<f64> {
 }
 
 /// The folder to work in, and what must live as long.
-fn folder() -> (PathBuf, tempfile::TempDir) {
+pub(crate) fn folder() -> (PathBuf, tempfile::TempDir) {
     let temporary = tempfile::tempdir().expect("a temporary folder");
     let folder =
         std::env::var_os("SPOOL_BENCH_DIR").map_or(temporary.path().to_owned(), PathBuf::from);

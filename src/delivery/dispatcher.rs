@@ -1,6 +1,6 @@
 //! Takes what is due, hands it to the provider, and makes durable what came of it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::poll_fn;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,8 +18,8 @@ use crate::clock;
 use crate::config::Retry;
 use crate::delivery::gate::{Admit, Change, Gate, Pass};
 use crate::delivery::retry;
-use crate::delivery::schedule::Schedule;
-use crate::envelope::{Progress, QueueState, RcptStatus, SpoolId, UnixMillis};
+use crate::delivery::schedule::{Schedule, Turn};
+use crate::envelope::{Head, Progress, QueueState, RcptStatus, SpoolId, UnixMillis};
 use crate::metrics::Metrics;
 use crate::outcome::{Cause, Outcome, Scope, Stage};
 use crate::provider::{BoxFuture, Outcomes, Provider, Submission};
@@ -51,6 +51,8 @@ pub struct Dispatcher<S> {
     schedule: Schedule,
     attempts: JoinSet<Ended>,
     in_flight: HashMap<Id, (SpoolId, Pass)>,
+    /// Those in flight that were deferred before.
+    retrying: HashSet<Id>,
     /// What a former run was sending when it ended.
     in_doubt: Vec<SpoolId>,
     held: usize,
@@ -98,6 +100,7 @@ impl<S: Spool> Dispatcher<S> {
             schedule: Schedule::new(clock::now()),
             attempts: JoinSet::new(),
             in_flight: HashMap::new(),
+            retrying: HashSet::new(),
             in_doubt: Vec::new(),
             held: 0,
         }
@@ -141,7 +144,7 @@ impl<S: Spool> Dispatcher<S> {
                     QueueState::Queued => {
                         // A clock that stepped does not make mail wait longer than the schedule ever would (R73).
                         let wait = head.due.since(wall).min(self.shared.settings.retry.max);
-                        self.schedule.push(head.id, now + wait);
+                        self.schedule.push(head.id, turn(&head), now + wait);
                     }
                     QueueState::Held => self.held += 1,
                     QueueState::Failed => {}
@@ -152,9 +155,9 @@ impl<S: Spool> Dispatcher<S> {
 
     fn take(&mut self, id: SpoolId) {
         let now = clock::now();
-        self.schedule.push(id, now);
+        self.schedule.push(id, Turn::First, now);
         while let Ok(id) = self.accepted.try_recv() {
-            self.schedule.push(id, now);
+            self.schedule.push(id, Turn::First, now);
         }
     }
 
@@ -162,8 +165,13 @@ impl<S: Spool> Dispatcher<S> {
     fn begin_what_is_due(&mut self) -> Option<Instant> {
         let provider = self.shared.provider.clone()?;
         let now = clock::now();
-        while self.attempts.len() < self.shared.gate().allowance(self.shared.settings.concurrency) {
-            let next_at = self.schedule.next_at()?;
+        loop {
+            let allowance = self.shared.gate().allowance(self.shared.settings.concurrency);
+            if self.attempts.len() >= allowance {
+                return None;
+            }
+            let again = self.retrying.len() < most_retries(allowance);
+            let next_at = self.schedule.next_at(again)?;
             if next_at > now {
                 return Some(next_at);
             }
@@ -172,12 +180,20 @@ impl<S: Spool> Dispatcher<S> {
                 Admit::Probe => Pass::Probe,
                 Admit::Wait(until) => return until,
             };
-            let id = self.schedule.pop(now)?;
+            let (id, turn) = self.schedule.pop(now, again)?;
             let attempt = attempt(Arc::clone(&self.shared), Arc::clone(&provider), id, pass);
             let task = self.attempts.spawn(attempt);
             self.in_flight.insert(task.id(), (id, pass));
+            if turn == Turn::Again {
+                self.retrying.insert(task.id());
+            }
         }
-        None
+    }
+
+    /// Puts a message back that was tried.
+    fn put_back(&mut self, id: SpoolId, at: Instant) {
+        let turn = self.shared.spool.head(id).map_or(Turn::Again, |head| turn(&head));
+        self.schedule.push(id, turn, at);
     }
 
     fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) {
@@ -186,14 +202,15 @@ impl<S: Spool> Dispatcher<S> {
             Err(gone) => (gone.id(), None),
         };
         let Some((id, pass)) = self.in_flight.remove(&task) else { return };
+        self.retrying.remove(&task);
         match ended {
-            Some(Ended::Again(at)) => self.schedule.push(id, at),
+            Some(Ended::Again(at)) => self.put_back(id, at),
             Some(Ended::Held) => self.held += 1,
             Some(Ended::Done) => {}
             // The attempt panicked: the message is put back, a while later, whatever it was.
             None => {
                 self.shared.gate().unclear(pass, clock::now());
-                self.schedule.push(id, clock::now() + self.shared.settings.retry.first);
+                self.put_back(id, clock::now() + self.shared.settings.retry.first);
             }
         }
     }
@@ -252,6 +269,17 @@ impl<S> Shared<S> {
             (Change::Closed | Change::Unchanged, _) => {}
         }
     }
+}
+
+/// What has been deferred for a reason of its own is not new mail any more.
+fn turn(head: &Head) -> Turn {
+    if head.attempts == 0 { Turn::First } else { Turn::Again }
+}
+
+/// How many of `allowance` attempts may be such as were deferred before: a quarter is left to new mail, which would
+/// otherwise wait for the slowest of them.
+fn most_retries(allowance: usize) -> usize {
+    allowance - (allowance / 4).max(usize::from(allowance > 1))
 }
 
 async fn sleep_until(at: Option<Instant>) {

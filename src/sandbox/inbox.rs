@@ -89,6 +89,11 @@ impl Inbox {
         self.kept().mails.iter().cloned().collect()
     }
 
+    /// How many messages have arrived since the start.
+    pub fn arrived(&self) -> u64 {
+        self.kept().next
+    }
+
     pub fn refused(&self) -> Vec<Refused> {
         self.kept().refused.iter().cloned().collect()
     }

@@ -661,7 +661,7 @@ async fn mail_of_a_day_before_and_a_day_after_is_all_delivered_in_its_order() {
                 progress.first_deferral = Some(UnixMillis(at));
                 stand.apply(Op::Update { id, progress }).await;
             }
-            ids.push((at > wall, id));
+            ids.push((at > wall, attempts, id));
         }
     }
     let stand = stand.restarted().await;
@@ -669,13 +669,34 @@ async fn mail_of_a_day_before_and_a_day_after_is_all_delivered_in_its_order() {
     let script = [Play::Later];
     let calls = stand.run(&script, Stand::is_done).await;
     assert_eq!(calls.len(), ids.len() + 1, "each once, and one twice: nothing is given up");
+    // What was never tried comes before what was.
     ids.sort();
-    let first: Vec<_> = ids.iter().filter(|(ahead, _)| !ahead).map(|(_, id)| *id).collect();
+    let first: Vec<_> = ids.iter().filter(|(ahead, ..)| !ahead).map(|(.., id)| *id).collect();
     let called: Vec<_> = calls.iter().map(|call| call.id).collect();
     assert_eq!(called[..first.len()], first);
-    let ahead: Vec<_> = ids.iter().filter(|(ahead, _)| *ahead).map(|(_, id)| *id).collect();
+    let ahead: Vec<_> = ids.iter().filter(|(ahead, ..)| *ahead).map(|(.., id)| *id).collect();
     let then = called[first.len()..].iter().copied().filter(|id| *id != first[0]);
     assert_eq!(then.collect::<Vec<_>>(), ahead);
+}
+
+/// Four of them are due at once, and the new message a moment later.
+#[tokio::test]
+async fn retries_that_hang_leave_a_place_to_new_mail() {
+    let mut stand = Stand::new().await;
+    stand.concurrency = 4;
+    for n in 2..6 {
+        let (id, mut progress) = (SpoolId::from_u128(n), Progress::new(UnixMillis(0), 2));
+        let envelope = Envelope { id, ..envelope() };
+        stand.apply(Op::Put { envelope, body: Staged::Memory(b"hi".to_vec()) }).await;
+        progress.attempts = ONE;
+        stand.apply(Op::Update { id, progress }).await;
+    }
+    let progress = Progress::new(UnixMillis(clock::wall().0 + DAY), 2);
+    stand.apply(Op::Update { id: ID, progress }).await;
+    let stand = stand.restarted().await;
+    let is_taken = |stand: &Stand, _: &[Call]| stand.spool.head(ID).is_none();
+    let calls = stand.run(&[Play::Hang, Play::Hang, Play::Hang], is_taken).await;
+    assert_eq!(calls.iter().map(|call| call.id.as_u128()).collect::<Vec<_>>(), [2, 3, 4, 1]);
 }
 
 #[tokio::test]
