@@ -235,8 +235,8 @@ impl Body {
     }
 }
 
-/// Reads a [`Body`] from its start, in chunks.
-#[derive(Debug)]
+/// Reads a [`Body`] from its start, in chunks. A clone goes on from where this one is.
+#[derive(Clone, Debug)]
 pub struct BodyReader {
     body: Body,
     offset: u64,

@@ -61,11 +61,11 @@
 //! | `delivery::schedule` | pure, `envelope` |
 //! | `delivery::retry` | pure, `envelope`, `outcome`, `config` |
 //! | `delivery::gate` | pure, `envelope`, `outcome`, `delivery::retry` |
-//! | `delivery::dispatcher` | `smtp::address`, `smtp::reply`, `envelope`, `outcome`, `spool`, `provider`, `delivery`, `config`, `telemetry` |
+//! | `delivery::dispatcher` | `smtp::address`, `smtp::reply`, `envelope`, `outcome`, `message`, `spool`, `provider`, `delivery`, `config`, `telemetry` |
 //! | `spool` | `envelope`, `outcome`, `smtp::address`, `smtp::params`, `smtp::reply`, `config` |
 //! | `listener` | `smtp`, `envelope`, `outcome`, `message`, `spool`, `config` |
 //! | `provider::smtp::dialog` | pure, `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `config` |
-//! | `provider` | `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `config` |
+//! | `provider` | `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `message`, `config` |
 //! | `admin` | `envelope`, `outcome`, `spool` |
 //! | `sandbox` | `smtp`, `config`, `app` |
 //! | `app` | everything |

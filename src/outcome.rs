@@ -3,6 +3,7 @@
 //! The verdict is made once, where the answer is read; nothing further on guesses whether something is temporary.
 
 use std::fmt;
+use std::io;
 use std::time::Duration;
 
 use crate::smtp::reply::{EnhancedStatus, Escaped, Reply, ReplyClass};
@@ -153,6 +154,16 @@ pub fn verdict(stage: Stage, reply: &Reply, case: Case) -> Outcome {
             Outcome::Deferred(Cause { lost: true, ..cause(Scope::Message) })
         }
         false => Outcome::Deferred(cause(narrow)),
+    }
+}
+
+/// The stored content could not be read. Damage needs a person; anything else may pass.
+pub fn unreadable(error: &io::Error) -> Outcome {
+    let why = format!("reading the stored content: {error}");
+    let cause = Cause::new(Scope::Message, Stage::Local, why);
+    match error.kind() {
+        io::ErrorKind::InvalidData => Outcome::Held(cause),
+        _ => Outcome::Deferred(cause),
     }
 }
 

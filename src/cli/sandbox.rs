@@ -14,6 +14,7 @@ use crate::config;
 use crate::envelope::{Body, Client, Envelope, Priority, Rcpt, SpoolId};
 use crate::message::addresses;
 use crate::message::header::HeaderFilter;
+use crate::message::outgoing;
 use crate::metrics::Metrics;
 use crate::outcome::Outcome;
 use crate::provider::smtp::SmtpProvider;
@@ -229,7 +230,12 @@ impl Message {
         };
         let part: Vec<usize> = (0..self.to.len()).collect();
         let body = Body::Memory(self.content.clone());
-        let submission = Submission { envelope: Arc::new(envelope), part: part.clone(), body };
+        let submission = Submission {
+            reverse_path: envelope.reverse_path.clone(),
+            part: part.clone(),
+            message: outgoing::Message::stored(&envelope, &body),
+            envelope: Arc::new(envelope),
+        };
         let outcomes = Outcomes::new();
         client.deliver(&submission, &outcomes).await;
         client.close().await;

@@ -20,6 +20,7 @@ use crate::delivery::gate::{Admit, Change, Gate, Pass};
 use crate::delivery::retry;
 use crate::delivery::schedule::{Schedule, Turn};
 use crate::envelope::{Head, Progress, QueueState, RcptStatus, SpoolId, UnixMillis};
+use crate::message::outgoing::Message;
 use crate::metrics::Metrics;
 use crate::outcome::{Cause, Outcome, Scope, Stage};
 use crate::provider::{BoxFuture, Outcomes, Provider, Submission};
@@ -429,12 +430,17 @@ impl<'a, S: Spool> Round<'a, S> {
 
     async fn deliver(&mut self, provider: &dyn Provider) {
         let envelope = Arc::new(self.message.envelope.clone());
+        let message = Message::stored(&envelope, &self.message.body);
         let mut pending: VecDeque<usize> = self.message.progress.pending().collect();
         while !pending.is_empty() {
             let most = provider.limits().recipients.clamp(1, pending.len());
             let part = pending.drain(..most).collect();
-            let body = self.message.body.clone();
-            let submission = Submission { envelope: Arc::clone(&envelope), part, body };
+            let submission = Submission {
+                envelope: Arc::clone(&envelope),
+                reverse_path: envelope.reverse_path.clone(),
+                part,
+                message: message.clone(),
+            };
             self.shared.metrics.attempts.inc();
             let Some((outcomes, left)) = self.send(provider, &submission).await else { return };
             // Each round settles a recipient at least, so there is a last one.

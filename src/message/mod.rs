@@ -2,4 +2,5 @@
 
 pub mod addresses;
 pub mod header;
+pub mod outgoing;
 pub mod received;

@@ -214,3 +214,10 @@ fn only_a_full_transaction_counts_as_too_many_recipients() {
         assert!(!too_many_recipients(&reply(line)), "{line}");
     }
 }
+
+#[test]
+fn a_damaged_content_is_held_and_an_unreadable_one_tried_again() {
+    let damaged = io::Error::new(io::ErrorKind::InvalidData, "checksum");
+    assert_eq!(unreadable(&damaged).label(), "held");
+    assert_eq!(unreadable(&io::Error::other("device")).label(), "deferred");
+}

@@ -10,8 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::envelope::{Body, Envelope};
+use crate::envelope::Envelope;
+use crate::message::outgoing::Message;
 use crate::outcome::{Cause, Outcome, Scope, Stage};
+use crate::smtp::address::ReversePath;
 
 pub mod smtp;
 pub mod tls;
@@ -43,14 +45,15 @@ pub struct Limits {
     pub recipients: usize,
 }
 
-/// What a provider is handed: an envelope, the part of its recipients, and the content.
+/// What a provider is handed: an envelope, the part of its recipients, and the message as the sender policy made it.
 #[derive(Clone, Debug)]
 pub struct Submission {
     pub envelope: Arc<Envelope>,
+    /// Where reports go: the envelope's, unless the sender policy put another in its place.
+    pub reverse_path: ReversePath,
     /// Positions in `envelope.rcpts`, at most `limits().recipients` of them, at least one.
     pub part: Vec<usize>,
-    /// The content as stored; `envelope.prepend` goes before it.
-    pub body: Body,
+    pub message: Message,
 }
 
 /// The outcomes of one part, one for each recipient of it.

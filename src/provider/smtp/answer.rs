@@ -2,7 +2,6 @@
 //! it cannot be sent. What the server did say is judged by [`crate::outcome::verdict`].
 
 use std::fmt;
-use std::io;
 use std::time::Duration;
 
 use crate::outcome::{Cause, Outcome, Scope, Stage};
@@ -142,16 +141,6 @@ pub(super) fn too_large(size: u64, limit: u64) -> Outcome {
     })
 }
 
-/// The stored content could not be read. Damage needs a person; anything else may pass.
-pub(super) fn unreadable(error: &io::Error) -> Outcome {
-    let why = format!("reading the stored content: {error}");
-    let cause = Cause::new(Scope::Message, Stage::Local, why);
-    match error.kind() {
-        io::ErrorKind::InvalidData => Outcome::Held(cause),
-        _ => Outcome::Deferred(cause),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,12 +198,5 @@ mod tests {
             false,
             "the server broke the protocol after DATA: a line of a reply is too long",
         );
-    }
-
-    #[test]
-    fn a_damaged_content_is_held_and_an_unreadable_one_tried_again() {
-        let damaged = io::Error::new(io::ErrorKind::InvalidData, "checksum");
-        assert_eq!(unreadable(&damaged).label(), "held");
-        assert_eq!(unreadable(&io::Error::other("device")).label(), "deferred");
     }
 }

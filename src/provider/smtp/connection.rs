@@ -10,12 +10,12 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::config::{self, Security};
-use crate::outcome::{Outcome, Stage};
+use crate::outcome::{Outcome, Stage, unreadable};
 use crate::provider::tls::{self, Tls};
 use crate::provider::{Outcomes, Submission};
 use crate::smtp::reply::Escaped;
 
-use super::answer::{Fault, broken, unreachable, unreadable};
+use super::answer::{Fault, broken, unreachable};
 use super::dialog::{Dialog, Freshness, Opening, Order, Step, Wait};
 use super::stream::Stream;
 use super::stuffer::Stuffer;
@@ -309,9 +309,8 @@ impl Connection {
     async fn send_content(&mut self, submission: &Submission) -> Result<(), Cut> {
         let mut stuffer = Stuffer::new();
         let mut out = Vec::new();
-        let mut body = submission.body.reader();
-        let mut chunk = Some(submission.envelope.prepend.clone());
-        while let Some(octets) = chunk {
+        let mut message = submission.message.reader();
+        while let Some(octets) = message.chunk().await.map_err(Cut::Unreadable)? {
             for piece in octets.chunks(OUTPUT) {
                 if out.len() >= OUTPUT {
                     self.write_content(&out).await?;
@@ -319,7 +318,6 @@ impl Connection {
                 }
                 stuffer.push(piece, &mut out);
             }
-            chunk = body.chunk().await.map_err(Cut::Unreadable)?;
         }
         stuffer.finish(&mut out);
         // Where this fails, its last octets were not taken by the kernel, so the server cannot have seen the dot.

@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 use crate::config;
 use crate::envelope::{Envelope, Rcpt};
 use crate::outcome::{Case, Outcome, Stage, is_done, too_many_recipients, verdict};
+use crate::smtp::address::ReversePath;
 use crate::smtp::params::{Notify, Ret};
 use crate::smtp::reply::{Reply, ReplyClass};
 
@@ -182,10 +183,14 @@ impl Command {
 #[derive(Clone, Debug)]
 pub(super) struct Order {
     pub(super) envelope: Arc<Envelope>,
+    /// What MAIL names; the envelope's does not count.
+    pub(super) reverse_path: ReversePath,
     /// Positions in `envelope.rcpts`.
     pub(super) part: Vec<usize>,
     /// All that is sent as content, in octets.
     pub(super) size: u64,
+    /// The content may hold octets above 127.
+    pub(super) eight_bit: bool,
     pub(super) case: Case,
 }
 
@@ -638,12 +643,12 @@ impl Dialog {
     /// Settles what needs no server, and chooses who is asked for.
     fn screen(&mut self) {
         let State::Busy(transaction) = &mut self.state else { return };
-        let envelope = &transaction.order.envelope;
-        let size = transaction.order.size;
+        let Order { envelope, reverse_path, size, eight_bit, .. } = &transaction.order;
+        let size = *size;
         let unfit = match self.capabilities.size_limit {
             Some(limit) if size > limit => Some(too_large(size, limit)),
-            _ if !self.capabilities.smtputf8 && !envelope.reverse_path.is_ascii() => {
-                Some(sender_needs_utf8(&envelope.reverse_path))
+            _ if !self.capabilities.smtputf8 && !reverse_path.is_ascii() => {
+                Some(sender_needs_utf8(reverse_path))
             }
             _ => None,
         };
@@ -658,9 +663,8 @@ impl Dialog {
         let mut needs_utf8 = Vec::new();
         match self.capabilities.smtputf8 {
             true => {
-                let addresses =
-                    envelope.reverse_path.is_ascii() && transaction.open.iter().all(is_ascii);
-                transaction.smtputf8 = !addresses || (envelope.smtputf8 && envelope.eight_bit);
+                let addresses = reverse_path.is_ascii() && transaction.open.iter().all(is_ascii);
+                transaction.smtputf8 = !addresses || (envelope.smtputf8 && *eight_bit);
             }
             false => {
                 needs_utf8 = transaction.open.extract_if(.., |rcpt| !is_ascii(rcpt)).collect();
@@ -721,12 +725,12 @@ fn ends_connection(reply: &Reply) -> bool {
 }
 
 fn mail_line(transaction: &Transaction, capabilities: Capabilities, out: &mut Vec<u8>) {
-    let Order { envelope, size, .. } = &transaction.order;
-    out.extend_from_slice(format!("MAIL FROM:{}", envelope.reverse_path).as_bytes());
+    let Order { envelope, reverse_path, size, eight_bit, .. } = &transaction.order;
+    out.extend_from_slice(format!("MAIL FROM:{reverse_path}").as_bytes());
     if capabilities.size {
         out.extend_from_slice(format!(" SIZE={size}").as_bytes());
     }
-    if capabilities.eight_bit_mime && envelope.eight_bit {
+    if capabilities.eight_bit_mime && *eight_bit {
         out.extend_from_slice(b" BODY=8BITMIME");
     }
     if transaction.smtputf8 {

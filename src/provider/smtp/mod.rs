@@ -62,15 +62,17 @@ impl SmtpProvider {
     }
 
     async fn send(&self, submission: &Submission, outcomes: &Outcomes) {
-        let envelope = &submission.envelope;
+        let Submission { envelope, reverse_path, part, message } = submission;
         let sender = self.config.sender.as_ref();
         let order = Order {
             envelope: Arc::clone(envelope),
-            part: submission.part.clone(),
-            size: envelope.prepend.len() as u64 + submission.body.len(),
+            reverse_path: reverse_path.clone(),
+            part: part.clone(),
+            size: message.size,
+            eight_bit: message.eight_bit,
             case: Case {
-                null_reverse_path: envelope.reverse_path == ReversePath::Null,
-                from_is_lane: sender.is_some() && envelope.author.as_ref() == sender,
+                null_reverse_path: *reverse_path == ReversePath::Null,
+                from_is_lane: sender.is_some() && message.author.as_ref() == sender,
             },
         };
         let mut idle = self.pool.take();

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::envelope::{Body, BodyFile, Client, Envelope, Priority, Rcpt, SpoolId, UnixMillis};
+use crate::message::outgoing::Message;
 use crate::outcome::{Scope, Stage};
 use crate::smtp::address::{Charset, ForwardPath, Mailbox};
 use crate::smtp::params::Notify;
@@ -147,7 +148,9 @@ fn submission(body: Body) -> Submission {
         author: Some(mailbox("reports@x.example")),
         prepend: Bytes::from_static(b"Received: here\r\n"),
     };
-    Submission { envelope: Arc::new(envelope), part: vec![0], body }
+    let (message, reverse_path) =
+        (Message::stored(&envelope, &body), envelope.reverse_path.clone());
+    Submission { envelope: Arc::new(envelope), reverse_path, part: vec![0], message }
 }
 
 fn small() -> Submission {
@@ -586,7 +589,7 @@ async fn the_lanes_own_mailbox_is_known_by_the_author() {
     let server = Server::bind().await;
     let provider = server.provider();
     let mut other = small();
-    Arc::make_mut(&mut other.envelope).author = Some(mailbox("else@x.example"));
+    other.message.author = Some(mailbox("else@x.example"));
     for (submission, scope) in [(small(), Scope::Sender), (other, Scope::Message)] {
         let script = async {
             let mut peer = server.greet().await;

@@ -23,7 +23,7 @@ fn order(from: &str, rcpts: &[&str]) -> Order {
     let envelope = Envelope {
         id: SpoolId::from_u128(1),
         accepted: UnixMillis(0),
-        reverse_path,
+        reverse_path: reverse_path.clone(),
         rcpts: rcpts.iter().map(rcpt).collect(),
         smtputf8: false,
         eight_bit: false,
@@ -36,7 +36,14 @@ fn order(from: &str, rcpts: &[&str]) -> Order {
         prepend: Bytes::new(),
     };
     let case = Case { null_reverse_path: from.is_empty(), from_is_lane: false };
-    Order { part: (0..rcpts.len()).collect(), envelope: Arc::new(envelope), size: 500, case }
+    Order {
+        envelope: Arc::new(envelope),
+        reverse_path,
+        part: (0..rcpts.len()).collect(),
+        size: 500,
+        eight_bit: false,
+        case,
+    }
 }
 
 fn one() -> Order {
@@ -869,12 +876,12 @@ fn parameters_go_where_they_are_offered() {
     check_commands("SIZE 0", &one(), &["MAIL FROM:<a@x.example> SIZE=500", rcpt]);
     check_commands("SIZE x", &one(), &["MAIL FROM:<a@x.example> SIZE=500", rcpt]);
     check_commands("8BITMIME", &one(), &["MAIL FROM:<a@x.example>", rcpt]);
-    let eight = with(one(), |envelope| envelope.eight_bit = true);
+    let eight = Order { eight_bit: true, ..one() };
     check_commands("8bitmime", &eight, &["MAIL FROM:<a@x.example> BODY=8BITMIME", rcpt]);
     check_commands("SIZE", &eight, &["MAIL FROM:<a@x.example> SIZE=500", rcpt]);
     let utf8 = with(one(), |envelope| envelope.smtputf8 = true);
     check_commands("8BITMIME,SMTPUTF8", &utf8, &["MAIL FROM:<a@x.example>", rcpt]);
-    let utf8 = with(utf8, |envelope| envelope.eight_bit = true);
+    let utf8 = Order { eight_bit: true, ..utf8 };
     let mail = "MAIL FROM:<a@x.example> BODY=8BITMIME SMTPUTF8";
     check_commands("8BITMIME,SMTPUTF8", &utf8, &[mail, rcpt]);
     check_commands("8BITMIME", &utf8, &["MAIL FROM:<a@x.example> BODY=8BITMIME", rcpt]);
