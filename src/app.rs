@@ -16,6 +16,7 @@ use crate::delivery::dispatcher::{Dispatcher, Settings};
 use crate::envelope::Intake;
 use crate::listener::{self, slots};
 use crate::metrics::Metrics;
+use crate::policy::{Names, Policy};
 use crate::provider::Provider;
 use crate::provider::smtp::SmtpProvider;
 use crate::shutdown::Shutdown;
@@ -86,7 +87,9 @@ impl App {
 
         let delivery = Shutdown::new();
         let concurrency = concurrency(&config);
-        let settings = Settings { retry: config.retry.clone(), concurrency };
+        let policy = Arc::new(policy(&config));
+        let settings =
+            Settings { retry: config.retry.clone(), concurrency, policy: Arc::clone(&policy) };
         let mut dispatcher = Dispatcher::new(
             Arc::clone(&spool),
             provider.clone(),
@@ -120,6 +123,7 @@ impl App {
         let slots = Arc::new(slots::Slots::new(limits.connections, limits.connections_per_client));
         let shared = Arc::new(listener::Shared {
             hostname: config.hostname.to_string(),
+            policy,
             limits: config.limits.clone(),
             spool: Arc::clone(&spool),
             accepted: accepted_is,
@@ -248,6 +252,17 @@ fn intake(config: &Config) -> Intake {
         config::Provider::None { on_mail: OnMail::Hold } | config::Provider::Smtp(_) => None,
     };
     Intake { refusal, max_size: config.limits.message_size }
+}
+
+/// Who readers see as the sender.
+fn policy(config: &Config) -> Policy {
+    let (sender, name) = match &config.provider {
+        config::Provider::None { .. } => (None, None),
+        config::Provider::Smtp(section) => {
+            (section.sender.as_ref(), section.sender_name.as_deref())
+        }
+    };
+    Policy::new(&config.sender, sender, name, Names::AsTheyAre)
 }
 
 fn provider(config: &Config) -> Result<Option<Arc<dyn Provider>>, StartError> {

@@ -36,7 +36,7 @@
 //! - [`smtp`] is the protocol, without sockets, clock, tasks or logs: bytes in, steps out.
 //! - [`envelope`] and [`outcome`] are the words that the rooms share. Whose fault a refusal is, is decided by one table,
 //!   [`outcome::verdict`].
-//! - [`message`] works on the raw bytes of a header.
+//! - [`message`] works on the raw bytes of a header; [`policy`] says who readers see as the sender.
 //! - [`listener`] is sockets in, [`provider`] is sockets out, [`spool`] is the disk, [`delivery`] is the engine between.
 //! - [`config`] reads the file into plain structs; [`admin`] answers HTTP; [`sandbox`] is a stand-in for the world.
 //! - [`app`] is the only place that builds the graph of parts; [`cli`] is the command line.
@@ -58,12 +58,14 @@
 //! | `config` | `smtp::address`, `smtp::data`, `smtp::reply` |
 //! | `telemetry` | `config` |
 //! | `message` | pure, `smtp::address`, `envelope`, `outcome` |
+//! | `message::outgoing` | `smtp::address`, `envelope`, `message` |
+//! | `policy` | `smtp::address`, `smtp::reply`, `envelope`, `message`, `config` |
 //! | `delivery::schedule` | pure, `envelope` |
 //! | `delivery::retry` | pure, `envelope`, `outcome`, `config` |
 //! | `delivery::gate` | pure, `envelope`, `outcome`, `delivery::retry` |
-//! | `delivery::dispatcher` | `smtp::address`, `smtp::reply`, `envelope`, `outcome`, `message`, `spool`, `provider`, `delivery`, `config`, `telemetry` |
+//! | `delivery::dispatcher` | `smtp::address`, `smtp::reply`, `envelope`, `outcome`, `message`, `policy`, `spool`, `provider`, `delivery`, `config`, `telemetry` |
 //! | `spool` | `envelope`, `outcome`, `smtp::address`, `smtp::params`, `smtp::reply`, `config` |
-//! | `listener` | `smtp`, `envelope`, `outcome`, `message`, `spool`, `config` |
+//! | `listener` | `smtp`, `envelope`, `outcome`, `message`, `policy`, `spool`, `config` |
 //! | `provider::smtp::dialog` | pure, `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `config` |
 //! | `provider` | `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `message`, `config` |
 //! | `admin` | `envelope`, `outcome`, `spool` |
@@ -83,6 +85,7 @@ pub mod envelope;
 pub mod outcome;
 
 pub mod message;
+pub mod policy;
 
 pub mod listener;
 

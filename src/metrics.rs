@@ -61,6 +61,8 @@ pub enum Refusal {
     TooLarge,
     /// Too many Received lines.
     Loop,
+    /// The From may not send here, and `sender.policy` is `reject`.
+    Sender,
     /// A lone CR or LF, and `limits.bare_newline` is `reject`.
     Content,
     /// The client went away or took too long before the end of data.
@@ -79,6 +81,7 @@ impl Refusal {
             Self::Storage => "storage",
             Self::TooLarge => "too_large",
             Self::Loop => "loop",
+            Self::Sender => "sender",
             Self::Content => "content",
             Self::Unfinished => "unfinished",
         }
@@ -253,6 +256,7 @@ impl Metrics {
             Refusal::Storage,
             Refusal::TooLarge,
             Refusal::Loop,
+            Refusal::Sender,
             Refusal::Content,
             Refusal::Unfinished,
         ] {

@@ -196,6 +196,7 @@ impl Message {
             login: None,
             ca_file: None,
             sender: None,
+            sender_name: None,
             max_recipients: self.to.len(),
             connect_timeout: PATIENCE,
             command_timeout: PATIENCE,

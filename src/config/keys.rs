@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use self::Available::{Later, Must, Now, Only};
+use self::Available::{Later, Now, Only};
 use self::Unwritten::{Is, Nothing, Says};
 
 /// One key.
@@ -39,8 +39,6 @@ pub enum Available {
     Now,
     /// Only these values, plainly written (no quotes; `[]` is the empty list); left out, it acts as the first of them.
     Only(&'static [&'static str]),
-    /// Only this value, and since the default is another it must be written.
-    Must(&'static str),
     /// Not at all. A default has no effect yet.
     Later,
 }
@@ -198,16 +196,16 @@ const KEYS: &[Key] = &[
     key("recipients.redirect_all_to", Type::MailboxOrNone, Is("\"\""), Only(&[""]),
         "For staging: every message goes there instead."),
 
-    key("sender.policy", Type::Choice(&["rewrite", "preserve", "reject"]), Is("\"rewrite\""), Must("preserve"),
+    key("sender.policy", Type::Choice(&["rewrite", "preserve", "reject"]), Is("\"rewrite\""), Now,
         "What becomes of a From that is not the provider's sender: rewritten, left as it is, or refused."),
-    key("sender.allowed", Type::Texts, Is("[]"), Only(&["[]"]),
+    key("sender.allowed", Type::Texts, Is("[]"), Now,
         "Other From addresses that may stand, such as `*@example.com`."),
 
     key("provider.kind", Type::Choice(&[NONE, SMTP, MICROSOFT365]), Nothing, Only(&[NONE, SMTP]),
         "How mail leaves; decides which keys are allowed. Without a `[provider]` table: none."),
     both("provider.sender", Type::Mailbox, Nothing, Now,
         "The provider's own sender. May be left out with the policy `preserve`."),
-    both("provider.sender_name", Type::Text, Nothing, Later,
+    both("provider.sender_name", Type::Text, Nothing, Now,
         "Display name where a message has none."),
     smtp("provider.server", Type::Host, Nothing, Now,
         "Name or IP address of the upstream server."),
@@ -450,7 +448,6 @@ pub fn reference() -> String {
                 let quoted: Vec<String> = values.iter().map(|v| format!("`{}`", toml(v))).collect();
                 format!(" *In this version only {}.*", quoted.join(", "))
             }
-            Must(value) => format!(" *In this version only `{}`, to be written.*", toml(value)),
             Later => " *Not in this version.*".to_owned(),
         };
         let kinds = match key.kinds {

@@ -18,8 +18,8 @@ use crate::config::keys::{self, Key};
 use crate::config::problem::{Findings, Problem, Problems, shown};
 use crate::config::value::{self, Value};
 use crate::config::{
-    Admin, Bind, Config, Limits, Listener, Log, LogFormat, LogLevel, Login, OnMail, Provider, Rate,
-    Retry, Security, SmtpProvider, Spool, Throttle, validate,
+    Admin, Bind, Config, Limits, Listener, Log, LogFormat, LogLevel, Login, OnMail, Pattern,
+    Provider, Rate, Retry, Security, Sender, SenderPolicy, SmtpProvider, Spool, Throttle, validate,
 };
 use crate::smtp::address::{Charset, Domain, Mailbox};
 use crate::smtp::data::BareNewline;
@@ -278,6 +278,7 @@ impl Tables {
                 })
                 .collect(),
             limits: self.limits(),
+            sender: self.sender(),
             throttle: Throttle {
                 concurrency: self.throttle.count_or("concurrency", lane),
                 provider_concurrency: self.throttle_provider.count_or("concurrency", over_all),
@@ -335,6 +336,21 @@ impl Tables {
         }
     }
 
+    fn sender(&self) -> Sender {
+        let allowed = match self.sender.value("allowed") {
+            Some(Value::Texts(texts)) => texts,
+            _ => Vec::new(),
+        };
+        Sender {
+            policy: match self.sender.text("policy").as_str() {
+                "preserve" => SenderPolicy::Preserve,
+                "reject" => SenderPolicy::Reject,
+                _ => SenderPolicy::Rewrite,
+            },
+            allowed: allowed.iter().filter_map(|text| Pattern::parse(text).ok()).collect(),
+        }
+    }
+
     fn provider(&self) -> Provider {
         let provider = &self.provider;
         match provider.value("kind") {
@@ -352,6 +368,10 @@ impl Tables {
                 },
                 port: u16::try_from(provider.integer("port")).unwrap_or(u16::MAX),
                 sender: provider.mailbox("sender"),
+                sender_name: match provider.value("sender_name") {
+                    Some(Value::Text(name)) => Some(name),
+                    _ => None,
+                },
                 max_recipients: provider.count("max_recipients"),
                 connect_timeout: provider.duration("connect_timeout"),
                 command_timeout: provider.duration("command_timeout"),

@@ -7,6 +7,7 @@
 mod certificates;
 mod keys;
 mod load;
+mod pattern;
 mod problem;
 mod secret;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use crate::smtp::data::BareNewline;
 pub use certificates::roots;
 pub use keys::{Available, Key, Type, Unwritten, keys, reference};
 pub use load::{Loaded, Secrets, load, parse};
+pub use pattern::Pattern;
 pub use problem::{Problem, Problems};
 pub use secret::Secret;
 
@@ -37,6 +39,7 @@ pub struct Config {
     /// At least one.
     pub listeners: Vec<Listener>,
     pub limits: Limits,
+    pub sender: Sender,
     pub provider: Provider,
     pub throttle: Throttle,
     pub retry: Retry,
@@ -83,6 +86,25 @@ pub struct Rate {
     pub per: Duration,
 }
 
+/// Who readers see as the sender.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sender {
+    pub policy: SenderPolicy,
+    /// Other From addresses that may stand beside the provider's sender.
+    pub allowed: Vec<Pattern>,
+}
+
+/// What becomes of a From that is neither the provider's sender nor allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SenderPolicy {
+    /// The provider's sender takes its place when the message leaves.
+    Rewrite,
+    /// It stays, as everything does.
+    Preserve,
+    /// The message is refused at the end of data.
+    Reject,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum Provider {
     None { on_mail: OnMail },
@@ -110,6 +132,8 @@ pub struct SmtpProvider {
     pub ca_file: Option<PathBuf>,
     /// The provider's own sender; none with the policy `preserve` where it was left out.
     pub sender: Option<Mailbox>,
+    /// The display name where a message has none.
+    pub sender_name: Option<String>,
     /// Recipients per transaction.
     pub max_recipients: usize,
     pub connect_timeout: Duration,

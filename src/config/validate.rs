@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use crate::config::Bind;
 use crate::config::certificates;
-use crate::config::keys::{self, Available, Type, Unwritten};
+use crate::config::keys::{self, Available, Type};
 use crate::config::load::{Section, Tables, Written};
-use crate::config::problem::Findings;
+use crate::config::problem::{Findings, shown};
 use crate::config::value::{self, Value};
+use crate::config::{Bind, Pattern};
 
 pub(super) fn check(file: &Tables, findings: &mut Findings) {
     for section in file.sections() {
@@ -25,10 +25,14 @@ pub(super) fn check(file: &Tables, findings: &mut Findings) {
         );
     }
     check_listeners(file, findings);
+    check_allowed(&file.sender, findings);
     check_provider(file, findings);
     check_retry(&file.retry, findings);
     check_admin(&file.admin, findings);
 }
+
+/// Longest `sender_name`, in characters.
+const MAX_SENDER_NAME: usize = 100;
 
 const NOT_AVAILABLE: &str = "not available in this version of mailsluice";
 
@@ -46,9 +50,7 @@ fn check_available(
             Available::Only(values) if plain.is_some_and(|plain| values.contains(&plain)) => {
                 continue;
             }
-            Available::Must(value) if plain == Some(value) => continue,
             Available::Later => "leave it out".to_owned(),
-            Available::Must(value) => format!("write {}", keys::toml(value)),
             Available::Only(values) if written.key.name() == "kind" => {
                 format!("write {}", value::choices(values))
             }
@@ -58,7 +60,7 @@ fn check_available(
         };
         // The value is named where another would do; a key that does not work at all may hold a secret.
         let what = match (written.key.available, plain) {
-            (Available::Only(_) | Available::Must(_), Some(plain)) => {
+            (Available::Only(_), Some(plain)) => {
                 format!("{} ", keys::toml(plain))
             }
             _ => String::new(),
@@ -68,22 +70,6 @@ fn check_available(
             &section.named(&written.name),
             format!("{what}is {NOT_AVAILABLE}; {instead}"),
         );
-    }
-    for key in keys::of_table(section.path).filter(|key| concerns(key)) {
-        let (Available::Must(value), Unwritten::Is(default)) = (key.available, key.default) else {
-            continue;
-        };
-        let name = key.name();
-        if section.find(name).is_none() {
-            findings.missing(
-                section.at.unwrap_or_default(),
-                &section.named(name),
-                format!(
-                    "is not written, and its default {default} is {NOT_AVAILABLE}; write {name} = {}",
-                    keys::toml(value)
-                ),
-            );
-        }
     }
 }
 
@@ -175,6 +161,16 @@ fn check_open(listener: &Section, address: SocketAddr, at: usize, findings: &mut
     }
 }
 
+fn check_allowed(sender: &Section, findings: &mut Findings) {
+    let Some(Value::Texts(allowed)) = sender.value("allowed") else { return };
+    for text in allowed {
+        if let Err(why) = Pattern::parse(&text) {
+            let text = format!("holds \"{}\": {why}", shown(&text));
+            findings.wrong(at_value(sender, "allowed"), &sender.named("allowed"), text);
+        }
+    }
+}
+
 fn check_provider(file: &Tables, findings: &mut Findings) {
     let provider = &file.provider;
     let Some(provider_at) = provider.at else { return };
@@ -236,6 +232,12 @@ fn check_smtp(file: &Tables, findings: &mut Findings) {
         let text = "is missing; write sender = \"reports@example.com\"; only the policy \"preserve\" \
                     does without";
         findings.missing(at, &provider.named("sender"), text.to_owned());
+    }
+    if let Some(Value::Text(name)) = provider.value("sender_name")
+        && name.chars().count() > MAX_SENDER_NAME
+    {
+        let text = format!("is longer than {MAX_SENDER_NAME} characters, which no reader shows");
+        findings.wrong(at_value(provider, "sender_name"), &provider.named("sender_name"), text);
     }
     check_login(provider, findings);
     if let Some(written) = provider.find("ca_file")

@@ -216,7 +216,6 @@ fn wanted(key: &Key) -> String {
         Type::Choice(all) => {
             return match key.available {
                 Available::Only(works) => choices(works),
-                Available::Must(works) => choices(&[works]),
                 Available::Now | Available::Later => choices(all),
             };
         }

@@ -20,9 +20,9 @@ use crate::delivery::gate::{Admit, Change, Gate, Pass};
 use crate::delivery::retry;
 use crate::delivery::schedule::{Schedule, Turn};
 use crate::envelope::{Head, Progress, QueueState, RcptStatus, SpoolId, UnixMillis};
-use crate::message::outgoing::Message;
 use crate::metrics::Metrics;
-use crate::outcome::{Cause, Outcome, Scope, Stage};
+use crate::outcome::{Cause, Outcome, Scope, Stage, unreadable};
+use crate::policy::Policy;
 use crate::provider::{BoxFuture, Outcomes, Provider, Submission};
 use crate::smtp::reply::Escaped;
 use crate::spool::{Durability, Op, Spool, SpoolError, Stored};
@@ -40,6 +40,7 @@ pub struct Settings {
     pub retry: Retry,
     /// Messages in flight at once.
     pub concurrency: usize,
+    pub policy: Arc<Policy>,
 }
 
 /// What the delivery side says of itself: `None` while mail flows, else why not.
@@ -430,14 +431,23 @@ impl<'a, S: Spool> Round<'a, S> {
 
     async fn deliver(&mut self, provider: &dyn Provider) {
         let envelope = Arc::new(self.message.envelope.clone());
-        let message = Message::stored(&envelope, &self.message.body);
         let mut pending: VecDeque<usize> = self.message.progress.pending().collect();
+        let applied = self.shared.settings.policy.apply(&envelope, &self.message.body).await;
+        let (message, reverse_path) = match applied {
+            Ok(applied) => applied,
+            Err(error) => {
+                for rcpt in pending {
+                    self.settle(rcpt, unreadable(&error));
+                }
+                return;
+            }
+        };
         while !pending.is_empty() {
             let most = provider.limits().recipients.clamp(1, pending.len());
             let part = pending.drain(..most).collect();
             let submission = Submission {
                 envelope: Arc::clone(&envelope),
-                reverse_path: envelope.reverse_path.clone(),
+                reverse_path: reverse_path.clone(),
                 part,
                 message: message.clone(),
             };

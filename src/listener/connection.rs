@@ -284,8 +284,11 @@ impl<S: Spool> Connection<'_, S> {
             return self.session.refuse(reply);
         }
         let stage = self.shared.spool.stage();
-        self.receiving =
-            Some(Box::new(Receiving { stage, filter: HeaderFilter::new(), passed: Vec::new() }));
+        let filter = match self.shared.policy.judges_at_acceptance() {
+            true => HeaderFilter::keeping_froms(),
+            false => HeaderFilter::new(),
+        };
+        self.receiving = Some(Box::new(Receiving { stage, filter, passed: Vec::new() }));
         self.session.accept();
     }
 
@@ -327,6 +330,12 @@ impl<S: Spool> Connection<'_, S> {
             let (client, n) = (&self.peer, facts.received);
             warn!(event = "refused", %client, reason = "loop", "message from {client} refused: {n} Received lines, it goes round in circles");
             return Err(reply::loops());
+        }
+        if let Some(reply) = self.shared.policy.refusal(&facts) {
+            self.shared.metrics.refuse_message(Refusal::Sender);
+            let client = &self.peer;
+            warn!(event = "refused", %client, reason = Refusal::Sender.label(), "message from {client} refused, for sender.policy is \"reject\": {reply}");
+            return Err(reply);
         }
         let refusal = self.intake.borrow().refusal.clone();
         if let Some(reply) = refusal {

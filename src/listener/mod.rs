@@ -21,6 +21,7 @@ use crate::envelope::{Intake, SpoolId};
 use crate::listener::connection::{Peer, Stream};
 use crate::listener::slots::{Slot, Slots};
 use crate::metrics::{Metrics, Refusal};
+use crate::policy::Policy;
 use crate::shutdown::Shutdown;
 use crate::smtp::reply;
 use crate::spool::Spool;
@@ -36,6 +37,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What all listeners and their connections share.
 pub struct Shared<S> {
     pub hostname: String,
+    pub policy: Arc<Policy>,
     pub limits: config::Limits,
     pub spool: Arc<S>,
     /// Takes the id of each accepted message: the one wake-up of the delivery side.

@@ -16,9 +16,14 @@ const MAX_NAME: usize = 998;
 /// How much of a noted field's value is kept, in octets.
 const MAX_VALUE: usize = 8 * 1024;
 
+/// How much of all From values is kept where they are to be judged, in octets.
+const MAX_FROMS: usize = 64 * 1024;
+
 /// Takes the content in pieces, passes it on without the dropped fields, and remembers what acceptance needs to know.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct HeaderFilter {
+    drops: &'static [&'static str],
+    keeps_froms: bool,
     state: State,
     /// The start of a line that may still turn out to be a dropped field.
     held: Vec<u8>,
@@ -42,6 +47,10 @@ pub struct Facts {
     pub received: usize,
     /// The first mailbox of the first From.
     pub author: Option<Mailbox>,
+    /// The values of all From fields, where the filter was told to keep them.
+    pub froms: Vec<Vec<u8>>,
+    /// Of these, some are not whole, because they were too long.
+    pub froms_are_cut: bool,
     /// `X-Priority: 1|2`, `Importance: high` or `X-MSMail-Priority: High`.
     pub urgent: bool,
     /// Octets above 127 anywhere in the content.
@@ -79,7 +88,19 @@ enum Noted {
 
 impl HeaderFilter {
     pub fn new() -> Self {
+        Self::dropping(&DROPPED)
+    }
+
+    /// The same, and keeps the values of the From fields.
+    pub fn keeping_froms() -> Self {
+        Self { keeps_froms: true, ..Self::new() }
+    }
+
+    /// One that drops these fields, named in lower case.
+    pub fn dropping(drops: &'static [&'static str]) -> Self {
         Self {
+            drops,
+            keeps_froms: false,
             state: State::LineStart,
             held: Vec::new(),
             held_blank: false,
@@ -178,17 +199,17 @@ impl HeaderFilter {
         match byte {
             b':' => self.field(out),
             // RFC 5322 4.5.3: a blank may stand before the colon.
-            b' ' | b'\t' if self.held.len() > 1 => {
+            b' ' | b'\t' if self.held.len() > 1 && self.held.len() <= MAX_NAME => {
                 self.held_blank = true;
-                if !self.any_field && matches!(self.held.as_slice(), b"From " | b">From ") {
-                    // The separator line of an mbox that an old mailer left on top: not a field, and no end of header.
-                    self.any_field = true;
-                    self.pass_held(out, State::Passing);
-                }
             }
             b'!'..=b'~' if self.held.len() <= MAX_NAME && !self.held_blank => {}
             // An empty line, or a line that is no field: the body begins here.
             b'\r' if self.held.len() == 1 => {}
+            // The separator line of an mbox that an old mailer left on top: not a field, and no end of header.
+            _ if !self.any_field && is_separator(&self.held) => {
+                self.any_field = true;
+                self.pass_held(out, State::Passing);
+            }
             _ => self.pass_held(out, State::Body),
         }
     }
@@ -201,7 +222,7 @@ impl HeaderFilter {
             return self.pass_held(out, State::Body);
         }
         self.any_field = true;
-        if DROPPED.iter().any(|dropped| dropped.as_bytes() == name) {
+        if self.drops.iter().any(|dropped| dropped.as_bytes() == name) {
             self.held.clear();
             self.dropped = true;
             self.state = State::Dropping;
@@ -211,7 +232,9 @@ impl HeaderFilter {
             b"message-id" => self.facts.has_message_id = true,
             b"date" => self.facts.has_date = true,
             b"received" => self.facts.received += 1,
-            b"from" if self.facts.author.is_none() => self.noting = Some(Noted::From),
+            b"from" if self.keeps_froms || self.facts.author.is_none() => {
+                self.noting = Some(Noted::From)
+            }
             b"x-priority" | b"importance" | b"x-msmail-priority" => {
                 self.noting = Some(Noted::Priority);
             }
@@ -233,7 +256,19 @@ impl HeaderFilter {
     fn note(&mut self) {
         let value = std::mem::take(&mut self.value);
         match self.noting.take() {
-            Some(Noted::From) => self.facts.author = addresses::first_mailbox(&value),
+            Some(Noted::From) => {
+                if self.facts.author.is_none() {
+                    self.facts.author = addresses::first_mailbox(&value);
+                }
+                if self.keeps_froms {
+                    let kept: usize = self.facts.froms.iter().map(|from| from.len() + 1).sum();
+                    // A value of that length may have been longer.
+                    match kept + value.len() <= MAX_FROMS && value.len() < MAX_VALUE {
+                        true => self.facts.froms.push(value),
+                        false => self.facts.froms_are_cut = true,
+                    }
+                }
+            }
             Some(Noted::Priority) => {
                 let word = value.trim_ascii().to_ascii_lowercase();
                 self.facts.urgent |=
@@ -242,6 +277,14 @@ impl HeaderFilter {
             None => {}
         }
     }
+}
+
+/// Whether a line begins as the separator of an mbox does; a blank may also stand before a field's colon.
+pub(super) fn is_separator(line: &[u8]) -> bool {
+    let after = line.strip_prefix(b">").unwrap_or(line).strip_prefix(b"From");
+    let Some([b' ', rest @ ..]) = after else { return false };
+    let rest = rest.trim_ascii_start();
+    !rest.is_empty() && !rest.starts_with(b":")
 }
 
 #[cfg(test)]
@@ -325,6 +368,26 @@ mod tests {
         let content = "From root Tue Nov 24 06:42:11 2026\r\nBcc: a@b\r\nDate: x\r\n\r\n";
         let facts = check(content, "From root Tue Nov 24 06:42:11 2026\r\nDate: x\r\n\r\n");
         assert!(facts.has_date);
+    }
+
+    #[test]
+    fn a_from_with_a_blank_before_its_colon_is_one() {
+        let facts = check("From : a@b.c\r\n\r\n", "From : a@b.c\r\n\r\n");
+        assert_eq!(facts.author.unwrap().as_str(), "a@b.c");
+    }
+
+    #[test]
+    fn all_froms_are_kept_where_they_are_to_be_judged() {
+        let mut filter = HeaderFilter::keeping_froms();
+        let mut out = Vec::new();
+        filter.push(b"From: a@b.c\r\nTo: x\r\nfrom :\r\n d@e\r\n\r\nFrom: f@g\r\n", &mut out);
+        let facts = filter.finish(&mut out);
+        assert_eq!(facts.froms, [&b" a@b.c\r\n"[..], b"\r\n d@e\r\n"]);
+        assert_eq!(facts.author.unwrap().as_str(), "a@b.c");
+        assert!(!facts.froms_are_cut);
+        let mut filter = HeaderFilter::keeping_froms();
+        filter.push(&[b"From: a@b.c".as_slice(), &[b' '; MAX_VALUE], b"\r\n"].concat(), &mut out);
+        assert!(filter.finish(&mut out).froms_are_cut);
     }
 
     #[test]

@@ -4,3 +4,4 @@ pub mod addresses;
 pub mod header;
 pub mod outgoing;
 pub mod received;
+pub mod rewrite;

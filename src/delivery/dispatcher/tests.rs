@@ -9,6 +9,7 @@ use super::*;
 use crate::config;
 use crate::envelope::{Client, Envelope, Priority, Rcpt};
 use crate::outcome::Receipt;
+use crate::policy::Names;
 use crate::provider::Limits;
 use crate::smtp::address::{Charset, ForwardPath, ReversePath};
 use crate::smtp::params::Notify;
@@ -228,7 +229,7 @@ impl Stand {
         let mut dispatcher = Dispatcher::new(
             Arc::clone(&self.spool),
             Some(Arc::clone(&fake) as Arc<dyn Provider>),
-            Settings { retry, concurrency: self.concurrency },
+            Settings { retry, concurrency: self.concurrency, policy: preserve() },
             accepted,
             Arc::clone(&self.metrics),
             watch::Sender::new(None),
@@ -256,7 +257,7 @@ impl Stand {
         let shared = Shared {
             spool: Arc::clone(&self.spool),
             provider: None,
-            settings: Settings { retry: retry_config(), concurrency: 1 },
+            settings: Settings { retry: retry_config(), concurrency: 1, policy: preserve() },
             metrics: Arc::clone(&self.metrics),
             gate: Mutex::new(Gate::new()),
             trouble: watch::Sender::new(None),
@@ -292,6 +293,11 @@ async fn open(folder: &TempDir) -> Arc<Log> {
         keep_failed: Duration::from_secs(7 * 24 * 60 * 60),
     };
     Arc::new(Log::open(&config).await.unwrap().0)
+}
+
+fn preserve() -> Arc<Policy> {
+    let section = config::Sender { policy: config::SenderPolicy::Preserve, allowed: Vec::new() };
+    Arc::new(Policy::new(&section, None, None, Names::AsTheyAre))
 }
 
 fn retry_config() -> Retry {

@@ -41,6 +41,7 @@ impl Server {
             login: None,
             ca_file: None,
             sender: Some(mailbox("reports@x.example")),
+            sender_name: None,
             max_recipients: 100,
             connect_timeout: LONG,
             command_timeout: LONG,

@@ -1,0 +1,191 @@
+//! Every file of `tests/policies/` is a list of cases: a message, the policies it is put under, and what becomes of it.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::envelope::{Client, Priority, SpoolId, UnixMillis};
+use crate::message::header::HeaderFilter;
+use crate::smtp::address::Charset;
+
+const SENDER: &str = "reports@example.com";
+
+fn mailbox(text: &str) -> Mailbox {
+    Mailbox::parse(text, Charset::Utf8).unwrap()
+}
+
+/// `rewrite`, and words as in `rewrite name="Re ports" allowed=*@x.example clean sender=a@b.c`.
+fn policy(words: &str) -> Policy {
+    let (before, name) = match words.split_once("name=\"") {
+        Some((before, rest)) => {
+            let (name, after) = rest.split_once('"').unwrap();
+            (format!("{before}{after}"), Some(name))
+        }
+        None => (words.to_owned(), None),
+    };
+    let kind = match before.split(' ').next().unwrap() {
+        "rewrite" => SenderPolicy::Rewrite,
+        "preserve" => SenderPolicy::Preserve,
+        "reject" => SenderPolicy::Reject,
+        other => panic!("{other}"),
+    };
+    let (mut allowed, mut names, mut sender) = (Vec::new(), Names::AsTheyAre, mailbox(SENDER));
+    for word in before.split(' ').skip(1).filter(|word| !word.is_empty()) {
+        match word.split_once('=') {
+            Some(("allowed", pattern)) => allowed.push(Pattern::parse(pattern).unwrap()),
+            Some(("sender", address)) => sender = mailbox(address),
+            None if word == "clean" => names = Names::WithoutAt,
+            _ => panic!("{word}"),
+        }
+    }
+    Policy::new(&config::Sender { policy: kind, allowed }, Some(&sender), name, names)
+}
+
+fn envelope(reverse_path: &str, content: &[u8]) -> Envelope {
+    let starts_folded = content.starts_with(b" ") || content.starts_with(b"\t");
+    Envelope {
+        id: SpoolId::from_u128(1),
+        accepted: UnixMillis(0),
+        reverse_path: match reverse_path {
+            "" => ReversePath::Null,
+            address => ReversePath::Mailbox(mailbox(address)),
+        },
+        rcpts: Vec::new(),
+        smtputf8: false,
+        eight_bit: !content.is_ascii(),
+        ret: None,
+        envid: None,
+        size: content.len() as u64,
+        client: Client { address: "127.0.0.1".into(), helo: "app".into() },
+        priority: Priority::Normal,
+        author: None,
+        prepend: Bytes::from_static(match starts_folded {
+            true => b"Received: x\r\n\r\n",
+            false => b"Received: x\r\n",
+        }),
+    }
+}
+
+async fn read(message: &Message) -> Vec<u8> {
+    let (mut reader, mut out) = (message.reader(), Vec::new());
+    while let Some(chunk) = reader.chunk().await.unwrap() {
+        assert!(!chunk.is_empty());
+        out.extend_from_slice(&chunk);
+    }
+    out
+}
+
+/// What leaves, and whose it is.
+async fn apply(policy: &Policy, reverse_path: &str, content: &[u8]) -> (Vec<u8>, ReversePath) {
+    let envelope = envelope(reverse_path, content);
+    let body = Body::Memory(content.to_vec().into());
+    let (message, reverse_path) = policy.apply(&envelope, &body).await.unwrap();
+    let out = read(&message).await;
+    assert_eq!(message.size, out.len() as u64, "SIZE");
+    assert_eq!(message.eight_bit, !out.is_ascii(), "8BITMIME");
+    assert!(read(&message).await == out, "a second time");
+    (out, reverse_path)
+}
+
+fn refusal(policy: &Policy, content: &[u8]) -> Option<Reply> {
+    let mut filter = match policy.judges_at_acceptance() {
+        true => HeaderFilter::keeping_froms(),
+        false => HeaderFilter::new(),
+    };
+    let mut out = Vec::new();
+    filter.push(content, &mut out);
+    policy.refusal(&filter.finish(&mut out))
+}
+
+/// Lines end with CRLF, or nothing after `\z`; `\xNN` is an octet.
+fn octets(text: &str) -> Vec<u8> {
+    let text = text.replace('\n', "\r\n").replace("\\z\r\n", "");
+    let mut parts = text.split("\\x");
+    let mut out = parts.next().unwrap().as_bytes().to_vec();
+    for part in parts {
+        out.push(u8::from_str_radix(&part[..2], 16).unwrap());
+        out.extend_from_slice(&part.as_bytes()[2..]);
+    }
+    out
+}
+
+fn shown(octets: &[u8]) -> String {
+    let mut out = String::new();
+    let ends = octets.ends_with(b"\r\n");
+    for chunk in octets.utf8_chunks() {
+        for c in chunk.valid().replace("\r\n", "\n").chars() {
+            match c {
+                '\n' | ' '..='~' => out.push(c),
+                c if c.is_ascii() => write!(out, "\\x{:02x}", u32::from(c)).unwrap(),
+                c => out.push(c),
+            }
+        }
+        chunk.invalid().iter().for_each(|b| write!(out, "\\x{b:02x}").unwrap());
+    }
+    if !ends {
+        out.push_str("\\z\n");
+    }
+    out
+}
+
+/// What becomes of one case: `=== NAME`, lines `> POLICY` and `MAIL FROM:<...>`, `---`, the message.
+async fn play(case: &str) -> (String, usize) {
+    let (head, rest) = case.split_once("\n---\n").unwrap();
+    let input = rest.split("\n-> ").next().unwrap();
+    let input = if input.ends_with('\n') { input.to_owned() } else { format!("{input}\n") };
+    let content = octets(&input);
+    let from = head.lines().find_map(|line| line.strip_prefix("MAIL FROM:<"));
+    let from = from.map_or("app@host.example", |rest| rest.strip_suffix('>').unwrap());
+    let (mut out, mut played) = (format!("=== {head}\n---\n{input}"), 0);
+    for words in head.lines().filter_map(|line| line.strip_prefix("> ")) {
+        played += 1;
+        let policy = policy(words);
+        match refusal(&policy, &content) {
+            Some(reply) => {
+                let mut lines = Vec::new();
+                reply.write_to(&mut lines);
+                assert!(
+                    lines.split(|b| *b == b'\n').all(|line| line.len() < 510 && line.is_ascii())
+                );
+                write!(out, "-> {words}\n{}", shown(&lines)).unwrap();
+            }
+            None => {
+                let (left, reverse_path) = apply(&policy, from, &content).await;
+                let left = left.strip_prefix(b"Received: x\r\n").unwrap();
+                write!(out, "-> {words}\nMAIL FROM:{reverse_path}\n").unwrap();
+                out.push_str(&match left == content {
+                    true => "(as it came)\n".to_owned(),
+                    false => shown(left),
+                });
+            }
+        }
+    }
+    (out, played)
+}
+
+#[tokio::test]
+async fn every_message_leaves_as_its_policy_wants_it() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/policies");
+    let update = std::env::var_os("UPDATE_EXPECT").is_some();
+    let mut files: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let mut all = 0;
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let mut out = String::new();
+        for case in text.split("=== ").skip(1) {
+            let (case, played) = play(case.trim_end_matches('\n')).await;
+            out.push_str(&case);
+            out.push('\n');
+            all += played;
+        }
+        if update {
+            std::fs::write(&file, &out).unwrap();
+        }
+        assert!(update || out == text, "{}: UPDATE_EXPECT=1 writes\n{out}", file.display());
+    }
+    assert!(all >= 60, "{all} cases");
+}
