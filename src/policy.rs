@@ -10,12 +10,12 @@ use crate::config::{Pattern, SenderPolicy};
 use crate::envelope::{Body, Envelope};
 use crate::message::header::Facts;
 use crate::message::outgoing::Message;
-use crate::message::rewrite::{From, Rules, called, display_name, same, whole_list};
+use crate::message::rewrite::{From, Rules, display_name, find_mailbox, same, whole_list};
 use crate::smtp::address::{Mailbox, ReversePath};
-use crate::smtp::reply::{self, Escaped, Reply};
+use crate::smtp::reply::{self, Reply};
 
 /// Octets of an address that a reply shows, so that its line has room for them.
-const SHOWN: usize = 120;
+const SHOWN: usize = 80;
 
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -67,25 +67,24 @@ impl Policy {
             whole_list(value)
                 .is_some_and(|list| list.iter().all(|mailbox| self.may_stand(sender, mailbox)))
         };
+        let refused = |why: &str| Some(reply::sender_not_allowed(why, sender.as_str()));
         if facts.froms_are_cut {
-            return Some(reply::sender_not_allowed("is too long", sender.as_str()));
+            return refused("The From of this message is too long to be judged");
         }
         if facts.froms.is_empty() {
-            return Some(reply::sender_not_allowed("is missing", sender.as_str()));
+            return refused("This message has no From");
         }
         let value = facts.froms.iter().find(|value| !may_stand(value))?;
-        // Of several the one is named that may not.
-        let listed = whole_list(value).unwrap_or_default();
-        let named = listed.iter().find(|mailbox| !self.may_stand(sender, mailbox));
-        let named = named.map_or_else(|| called(value), |mailbox| mailbox.as_str().into());
-        let what = match named.is_empty() {
-            true => "has no address".to_owned(),
-            false => {
-                let shown = named.get(..SHOWN).unwrap_or(&named);
-                format!("<{}> is not allowed", ascii(shown))
+        match find_mailbox(value, |mailbox| !self.may_stand(sender, mailbox)) {
+            Some(mailbox) => {
+                let shown = shown(mailbox.as_str().as_bytes());
+                refused(&format!("The From address <{shown}> is not one that may send here"))
             }
-        };
-        Some(reply::sender_not_allowed(&what, sender.as_str()))
+            None => {
+                let shown = shown(value.trim_ascii());
+                refused(&format!("The From of this message (\"{shown}\") is not a mail address"))
+            }
+        }
     }
 
     /// The message as it leaves, and its reverse path.
@@ -118,10 +117,16 @@ impl Policy {
     }
 }
 
-/// For a reply, which is ASCII unless the client asked for more.
-fn ascii(bytes: &[u8]) -> String {
-    let escaped = Escaped(bytes).to_string();
-    escaped.chars().map(|c| if c.is_ascii() { c } else { '?' }).collect()
+/// The start of what a client sent, for a reply, which is ASCII unless the client asked for more.
+fn shown(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for byte in bytes.iter().take(SHOWN) {
+        match byte {
+            b' '..=b'~' => out.push(char::from(*byte)),
+            byte => out.push_str(&format!("\\x{byte:02x}")),
+        }
+    }
+    out
 }
 
 #[cfg(test)]

@@ -6,11 +6,12 @@ use std::time::Duration;
 use crate::config::keys::{self, Available, Unwritten, keys, reference};
 use crate::config::load::{Surroundings, load, parse_bytes, parse_in};
 use crate::config::{
-    Bind, Config, LogFormat, LogLevel, OnMail, Problem, Problems, Provider, Rate, Secrets, value,
+    Bind, Config, LogFormat, LogLevel, OnMail, Problem, Problems, Provider, Rate, Secrets,
+    SenderPolicy, value,
 };
 use crate::smtp::data::BareNewline;
 
-/// What a file needs in this version, and nothing else.
+/// Hardly anything.
 const LEAST: &str = "[sender]\npolicy = \"preserve\"\n";
 
 const UPSTREAM: &str = "[sender]\npolicy = \"preserve\"\n[provider]\nkind = \"smtp\"\n\
@@ -88,7 +89,10 @@ fn every_bad_config_says_what_is_wrong_and_what_to_write() {
 
 #[test]
 fn defaults_hold_where_the_file_says_nothing() {
+    let config = taken("");
+    assert_eq!((config.sender.policy, config.sender.allowed), (SenderPolicy::Rewrite, Vec::new()));
     let config = taken(LEAST);
+    assert_eq!(config.sender.policy, SenderPolicy::Preserve);
     assert_eq!(config.hostname.as_str(), "box.example.net");
     assert_eq!(config.listeners.len(), 1);
     assert_eq!(config.listeners[0].bind, Bind::Tcp("127.0.0.1:25".parse().unwrap()));
@@ -285,9 +289,9 @@ fn problems_are_in_the_order_of_the_file() {
     let problems = refused("[log]\nlevel = 1\nformat = 2\nx = 3\n[admin]\nbind = 4\n[sender]\n");
     let places: Vec<(u32, u32)> = problems.iter().map(|p| (p.line, p.column)).collect();
     assert!(places.is_sorted(), "{places:?}");
-    assert_eq!(places.len(), 5);
+    assert_eq!(places.len(), 4);
     let problems = Problems { file: "x.toml".to_owned(), problems };
-    assert_eq!(problems.to_string().lines().count(), 5);
+    assert_eq!(problems.to_string().lines().count(), 4);
 }
 
 #[test]

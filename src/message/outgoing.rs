@@ -25,6 +25,8 @@ pub struct Message {
     pub size: u64,
     /// It may hold octets above 127 (RFC 6152).
     pub eight_bit: bool,
+    /// An address in it may need RFC 6531, as far as is known.
+    pub smtputf8: bool,
     /// The first mailbox of the From that leaves, where one can be read.
     pub author: Option<Mailbox>,
 }
@@ -39,6 +41,7 @@ impl Message {
             filter: None,
             size: envelope.prepend.len() as u64 + body.len(),
             eight_bit: envelope.eight_bit,
+            smtputf8: envelope.smtputf8,
             author: envelope.author.clone(),
         }
     }
@@ -81,6 +84,7 @@ impl Message {
         let message = Self {
             size: head.len() as u64 + body.len() - used as u64,
             eight_bit: !head.is_ascii() || in_content,
+            smtputf8: envelope.smtputf8 || (from == From::Replaced && !rules.sender.is_ascii()),
             head,
             read,
             rest,

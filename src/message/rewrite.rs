@@ -142,12 +142,10 @@ pub fn whole_list(value: &[u8]) -> Option<Vec<Mailbox>> {
     list.is_whole.then(|| list.mailboxes().cloned().collect())
 }
 
-/// What a From is called in a message to people: its first address, or its words.
-pub fn called(value: &[u8]) -> Vec<u8> {
-    match List::read(value).mailboxes().next() {
-        Some(mailbox) => mailbox.as_str().as_bytes().to_vec(),
-        None => value.trim_ascii().to_vec(),
-    }
+/// The first of the mailboxes that are so.
+pub fn find_mailbox(value: &[u8], is_so: impl Fn(&Mailbox) -> bool) -> Option<Mailbox> {
+    let list = List::read(value);
+    list.mailboxes().find(|mailbox| is_so(mailbox)).cloned()
 }
 
 /// The name as a header writes it: atoms, a quoted string, or encoded words (RFC 2047).
@@ -362,7 +360,7 @@ impl Entry<'_> {
     fn push_name(&self, out: &mut Vec<u8>) {
         push_name(self.phrase, Syntax::Phrase, out);
         if out.is_empty() {
-            push_name(self.comment, Syntax::Text, out);
+            push_name(self.comment, Syntax::Comment, out);
         }
     }
 }
@@ -569,6 +567,8 @@ fn trim(mut bytes: &[u8]) -> &[u8] {
 enum Syntax {
     /// Atoms and quoted strings; comments are not part of it.
     Phrase,
+    /// Words, some of their characters escaped.
+    Comment,
     /// Only words.
     Text,
 }
@@ -606,7 +606,8 @@ fn push_name(raw: &[u8], syntax: Syntax, out: &mut Vec<u8>) {
                 let rest = raw.get(at..).unwrap_or_default();
                 at += rest.iter().position(ends).unwrap_or(rest.len()).max(1);
                 let word = raw.get(start..at).unwrap_or_default();
-                let quoted = if word.iter().all(is_atom) { Quoted::No } else { Quoted::Must };
+                let stands = word.iter().all(is_atom) || is_encoded_word(word);
+                let quoted = if stands { Quoted::No } else { Quoted::Must };
                 words.push((word, Word { quoted, fold }));
             }
         }
@@ -620,7 +621,7 @@ fn push_name(raw: &[u8], syntax: Syntax, out: &mut Vec<u8>) {
             if at > 0 {
                 out.push(b' ');
             }
-            push_quoted(word, false, out);
+            push_quoted(word, syntax == Syntax::Comment, out);
         }
         return out.push(b'"');
     }
@@ -629,10 +630,11 @@ fn push_name(raw: &[u8], syntax: Syntax, out: &mut Vec<u8>) {
             out.extend_from_slice(if word.fold { b"\r\n " } else { b" " });
         }
         match word.quoted {
-            Quoted::No => out.extend_from_slice(text),
+            Quoted::No => push_atom(text, out),
             quoted => {
+                let is_escaped = quoted == Quoted::Already || syntax == Syntax::Comment;
                 out.push(b'"');
-                push_quoted(text, quoted == Quoted::Already, out);
+                push_quoted(text, is_escaped, out);
                 out.push(b'"');
             }
         }
@@ -656,6 +658,21 @@ enum Quoted {
 /// RFC 5322 `atext`, dots (RFC 5322 4.1 `obs-phrase`), and anything beyond ASCII.
 fn is_atom(byte: &u8) -> bool {
     byte.is_ascii_alphanumeric() || *byte > 127 || b"!#$%&'*+-/=?^_`{|}~.".contains(byte)
+}
+
+/// An encoded word as it may stand in a phrase, but for an `@` that should have been encoded.
+fn is_encoded_word(word: &[u8]) -> bool {
+    word.iter().all(|b| is_atom(b) || *b == b'@')
+        && encoded_word(word).is_some_and(|(_, length)| length == word.len())
+}
+
+fn push_atom(atom: &[u8], out: &mut Vec<u8>) {
+    for byte in atom {
+        match byte {
+            b'@' => out.extend_from_slice(b"=40"),
+            byte => out.push(*byte),
+        }
+    }
 }
 
 /// The inside of a quoted string, on one line. `is_escaped`: it was one before.
@@ -721,7 +738,7 @@ fn encoded_word(bytes: &[u8]) -> Option<(EncodedWord<'_>, usize)> {
     let text = rest.get(..end)?;
     let is_word = |bytes: &[u8]| bytes.iter().all(|b| (b'!'..=b'~').contains(b));
     let length = 2 + charset.len() + 3 + end + 2;
-    let word = EncodedWord { charset, encoding: encoding.to_ascii_uppercase(), text };
+    let word = EncodedWord { charset, encoding: *encoding, text };
     (is_word(charset) && is_word(text)).then_some((word, length))
 }
 
@@ -733,7 +750,7 @@ fn clean_word(word: &EncodedWord<'_>) -> Option<Vec<u8>> {
     if !like_ascii.iter().any(|prefix| charset.starts_with(prefix)) {
         return None;
     }
-    let text = match word.encoding {
+    let text = match word.encoding.to_ascii_uppercase() {
         b'B' => {
             let text = BASE64.decode(word.text).ok().filter(|text| text.contains(&b'@'))?;
             let spaced: Vec<&[u8]> = text.split(|b| *b == b'@').collect();

@@ -189,3 +189,88 @@ async fn every_message_leaves_as_its_policy_wants_it() {
     }
     assert!(all >= 60, "{all} cases");
 }
+
+/// A content in a file, which is read in chunks.
+fn on_disk(octets: &[u8], crc32c: u32) -> Body {
+    use std::io::Write as _;
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(octets).unwrap();
+    let file = std::sync::Arc::new(file);
+    Body::File(crate::envelope::BodyFile { file, start: 0, len: octets.len() as u64, crc32c })
+}
+
+#[tokio::test]
+async fn a_header_longer_than_what_is_read_of_it_keeps_no_second_from() {
+    let long = format!("X: {}\r\n", "y".repeat(990)).repeat(300);
+    let end = "Sender: s@old.example\r\nFROM :\r\n late@old.example\r\nReply-To: r@old.example\r\nTo: b@example.org\r\n\r\nFrom: body\r\n";
+    for (first, words, expected, reverse_path) in [
+        (
+            "From: A <a@old.example>\r\n",
+            "rewrite",
+            "From: A <reports@example.com>\r\nReply-To: A <a@old.example>\r\n",
+            SENDER,
+        ),
+        ("", "rewrite name=\"Reports\"", "From: Reports <reports@example.com>\r\n", SENDER),
+        (
+            "From: a@ok.example\r\n",
+            "rewrite allowed=*@ok.example",
+            "From: a@ok.example\r\n",
+            "app@host.example",
+        ),
+    ] {
+        let content = format!("{first}{long}{end}").into_bytes();
+        let envelope = envelope("app@host.example", &content);
+        let body = on_disk(&content, crc32c::crc32c(&content));
+        let (message, path) = policy(words).apply(&envelope, &body).await.unwrap();
+        assert_eq!(path.as_str(), reverse_path);
+        let out = String::from_utf8(read(&message).await).unwrap();
+        assert!(message.size >= out.len() as u64);
+        let sender = if path.as_str() == SENDER { "" } else { "Sender: s@old.example\r\n" };
+        let reply_to =
+            if expected.contains("Reply-To") { "" } else { "Reply-To: r@old.example\r\n" };
+        let rest = format!("{sender}{reply_to}To: b@example.org\r\n\r\nFrom: body\r\n");
+        let whole = format!("Received: x\r\n{expected}{long}{rest}");
+        assert!(out == whole, "{words}: {} octets for {}", out.len(), whole.len());
+        assert_eq!(String::from_utf8(read(&message).await).unwrap(), out, "a second time");
+    }
+}
+
+#[tokio::test]
+async fn a_large_body_leaves_as_it_is_and_a_damaged_one_never_to_its_end() {
+    let content =
+        [b"From: app@old.example\r\n\r\n".as_slice(), &b"line\r\n".repeat(200_000)].concat();
+    let envelope = envelope("app@host.example", &content);
+    let crc32c = crc32c::crc32c(&content);
+    let (message, _) =
+        policy("rewrite").apply(&envelope, &on_disk(&content, crc32c)).await.unwrap();
+    let out = read(&message).await;
+    assert_eq!(message.size, out.len() as u64);
+    let head = b"Received: x\r\nFrom: reports@example.com\r\nReply-To: app@old.example\r\n";
+    assert!(out == [head.as_slice(), &content[23..]].concat());
+
+    let (message, _) =
+        policy("rewrite").apply(&envelope, &on_disk(&content, crc32c ^ 1)).await.unwrap();
+    let mut reader = message.reader();
+    let error = loop {
+        match reader.chunk().await {
+            Ok(chunk) => assert!(chunk.is_some()),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    // A small one is known to be damaged before anything is made of it.
+    let small = on_disk(b"From: app@old.example\r\n\r\n", 1);
+    assert!(policy("rewrite").apply(&envelope, &small).await.is_err());
+}
+
+#[tokio::test]
+async fn without_a_provider_nothing_is_judged_or_changed() {
+    let content = b"From: app@old.example\r\n\r\n";
+    for kind in [SenderPolicy::Rewrite, SenderPolicy::Preserve, SenderPolicy::Reject] {
+        let section = config::Sender { policy: kind, allowed: Vec::new() };
+        let policy = Policy::new(&section, None, None, Names::AsTheyAre);
+        assert_eq!(refusal(&policy, content), None);
+        let (out, _) = apply(&policy, "app@host.example", content).await;
+        assert!(out.ends_with(content));
+    }
+}

@@ -395,14 +395,14 @@ pub fn loops() -> Reply {
     Reply::new(554, (5, 4, 6), "Too many Received lines: the message goes round in circles")
 }
 
-/// `what` is wrong with the From, which only `sender` and what the operator allowed may be; both in printable ASCII.
-pub fn sender_not_allowed(what: &str, sender: &str) -> Reply {
+/// At the end of data: `why`, and that `sender` would do; both in printable ASCII.
+pub fn sender_not_allowed(why: &str, sender: &str) -> Reply {
     let cure = match sender.len() <= 120 && sender.is_ascii() {
         true => format!("send From: <{sender}>"),
         false => "send from the address that the operator names".to_owned(),
     };
     let text = format!(
-        "The From of this message {what} here:\n{cure}, or have the operator of the relay add the address to sender.allowed"
+        "{why}:\n{cure}, or have the operator of the relay add the address to sender.allowed"
     );
     Reply::new(550, (5, 7, 60), text)
 }

@@ -33,6 +33,8 @@ mod lifecycle;
 mod login;
 /// Postfix, swaks, smtplib and curl.
 mod peers;
+/// Who readers see as the sender.
+mod sender;
 /// README, sample, metrics, import table: they say what is true.
 mod tidy;
 /// Upstreams that refuse, hang, lie and drop, at every stage.

@@ -1,1 +1,160 @@
 use super::*;
+
+fn mailbox(text: &str) -> Mailbox {
+    Mailbox::parse(text, Charset::Utf8).unwrap()
+}
+
+fn rewritten(content: &[u8], is_all: bool, clean_names: bool) -> Rewritten {
+    let sender = mailbox("reports@example.com");
+    let may_stand =
+        |mailbox: &Mailbox| same(mailbox, &sender) || mailbox.domain() == "allowed.example";
+    let rules =
+        Rules { sender: &sender, sender_name: b"Reports", clean_names, may_stand: &may_stand };
+    rewrite(content, is_all, &rules)
+}
+
+/// Fields of a header, each with its continuation lines, up to what is no field.
+fn fields(content: &[u8]) -> (Vec<Vec<u8>>, Vec<u8>) {
+    let mut fields: Vec<Vec<u8>> = Vec::new();
+    let mut rest = content;
+    while let Some(end) = memchr::memchr(b'\n', rest) {
+        let (line, after) = rest.split_at(end + 1);
+        match fields.last_mut() {
+            Some(field) if matches!(line[0], b' ' | b'\t') => field.extend_from_slice(line),
+            _ if colon(line).is_some() => fields.push(line.to_vec()),
+            _ => break,
+        }
+        rest = after;
+    }
+    (fields, rest.to_vec())
+}
+
+fn is_named(field: &[u8]) -> bool {
+    name(&field[..colon(field).unwrap()]).is_some()
+}
+
+/// R11: exactly one From leaves, no line is torn, and nothing else changes.
+#[test]
+fn random_headers_keep_all_lines_but_the_named_ones() {
+    let pieces: [&[u8]; 34] = [
+        b"From:",
+        b"from :",
+        b"Sender:",
+        b"Reply-To:",
+        b"Subject:",
+        b"X:",
+        b" a@allowed.example",
+        b" app@old.example",
+        b" <",
+        b">",
+        b"\"",
+        b"(",
+        b")",
+        b",",
+        b";",
+        b":",
+        b"@",
+        b"\\",
+        b"\r\n",
+        b"\r\n",
+        b"\r\n ",
+        b"\r\n\t",
+        b" =?utf-8?q?a=40b?=",
+        b" =?utf-8?b?YUBi?=",
+        b"=?",
+        b"?=",
+        b"\xff",
+        "é".as_bytes(),
+        b"\0",
+        b"\x1b",
+        b" Ann",
+        b" reports@example.com",
+        b"To: x@y\r\n",
+        b"\r\nFrom:",
+    ];
+    let mut random = fastrand::Rng::with_seed(7);
+    let rounds = std::env::var("FUZZ_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000);
+    let mut replaced = 0;
+    for round in 0..rounds {
+        let mut content = b"Subject: x\r\n".to_vec();
+        for _ in 0..random.usize(..24) {
+            content.extend_from_slice(pieces[random.usize(..pieces.len())]);
+        }
+        content.extend_from_slice(b"\r\nTo: b@example.org\r\n\r\nFrom: body@old.example\r\n");
+        let done = rewritten(&content, true, random.bool());
+        let out = match done.from {
+            From::Untouched => content.clone(),
+            From::Stands | From::Replaced => [&done.header, &content[done.used..]].concat(),
+        };
+        let what =
+            || format!("round {round}:\n{}\n--\n{}", content.escape_ascii(), out.escape_ascii());
+        replaced += usize::from(done.from == From::Replaced);
+        let ((before, body), (after, new_body)) = (fields(&content), fields(&out));
+        let others = |fields: &[Vec<u8>]| -> Vec<Vec<u8>> {
+            fields.iter().filter(|field| !is_named(field)).cloned().collect()
+        };
+        assert_eq!(others(&before), others(&after), "{}", what());
+        let body = body.strip_prefix(b"\r\n").unwrap_or(&body);
+        assert_eq!(body, new_body.strip_prefix(b"\r\n").unwrap_or(&new_body), "{}", what());
+        let froms: Vec<&Vec<u8>> = after
+            .iter()
+            .filter(|field| name(&field[..colon(field).unwrap()]) == Some(Name::From))
+            .collect();
+        assert_eq!(froms.len(), 1, "{}", what());
+        let value = &froms[0][colon(froms[0]).unwrap() + 1..];
+        let list = whole_list(value).unwrap_or_else(|| panic!("{}", what()));
+        match done.from {
+            From::Replaced => assert_eq!(list, [mailbox("reports@example.com")], "{}", what()),
+            From::Untouched | From::Stands => {
+                assert!(list.iter().all(|it| same(it, &mailbox("reports@example.com"))
+                    || it.domain() == "allowed.example"));
+            }
+        }
+        assert_eq!(list.first(), done.author.as_ref(), "{}", what());
+        for (at, byte) in out.iter().enumerate() {
+            match byte {
+                b'\n' => assert_eq!(out[at - 1], b'\r', "{}", what()),
+                b'\r' => assert_eq!(out[at + 1], b'\n', "{}", what()),
+                _ => {}
+            }
+        }
+    }
+    assert!(replaced > rounds / 10 && replaced < rounds, "{replaced}");
+}
+
+#[test]
+fn a_name_of_any_length_makes_no_line_of_any_length() {
+    for name in
+        ["x".repeat(5_000), "\"".to_owned() + &"y ".repeat(5_000) + "\"", "=?".repeat(50_000)]
+    {
+        let done =
+            rewritten(format!("From: {name} <app@old.example>\r\n\r\n").as_bytes(), true, true);
+        let text = String::from_utf8(done.header).unwrap();
+        assert!(
+            text.starts_with("From: Reports <reports@example.com>\r\nReply-To: "),
+            "{name:.20}"
+        );
+    }
+}
+
+#[test]
+fn what_was_not_seen_to_its_end_does_not_stand() {
+    // The same octets, once as all there is and once as the start of more.
+    let content = b"Subject: x\r\nFrom: a@allowed.example";
+    assert_eq!(rewritten(content, true, false).from, From::Untouched);
+    let open = rewritten(content, false, false);
+    assert_eq!((open.from, open.used), (From::Replaced, 0));
+    assert_eq!(open.header, b"From: Reports <reports@example.com>\r\n");
+    assert_eq!(open.drops, Some(&["from", "sender"][..]));
+
+    let open = rewritten(b"From: Ann <app@old.example>\r\nX: y", false, false);
+    assert_eq!(
+        open.header,
+        b"From: Ann <reports@example.com>\r\nReply-To: Ann <app@old.example>\r\n"
+    );
+    assert_eq!(open.drops, Some(&["from", "sender", "reply-to"][..]));
+
+    let open = rewritten(b"From: a@allowed.example\r\nX: y", false, false);
+    assert_eq!((open.from, open.header), (From::Stands, b"From: a@allowed.example\r\n".to_vec()));
+    assert_eq!(open.drops, Some(&["from"][..]));
+}

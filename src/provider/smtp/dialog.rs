@@ -191,6 +191,8 @@ pub(super) struct Order {
     pub(super) size: u64,
     /// The content may hold octets above 127.
     pub(super) eight_bit: bool,
+    /// And may need SMTPUTF8 then.
+    pub(super) smtputf8: bool,
     pub(super) case: Case,
 }
 
@@ -643,7 +645,7 @@ impl Dialog {
     /// Settles what needs no server, and chooses who is asked for.
     fn screen(&mut self) {
         let State::Busy(transaction) = &mut self.state else { return };
-        let Order { envelope, reverse_path, size, eight_bit, .. } = &transaction.order;
+        let Order { envelope, reverse_path, size, eight_bit, smtputf8, .. } = &transaction.order;
         let size = *size;
         let unfit = match self.capabilities.size_limit {
             Some(limit) if size > limit => Some(too_large(size, limit)),
@@ -664,7 +666,7 @@ impl Dialog {
         match self.capabilities.smtputf8 {
             true => {
                 let addresses = reverse_path.is_ascii() && transaction.open.iter().all(is_ascii);
-                transaction.smtputf8 = !addresses || (envelope.smtputf8 && *eight_bit);
+                transaction.smtputf8 = !addresses || (*smtputf8 && *eight_bit);
             }
             false => {
                 needs_utf8 = transaction.open.extract_if(.., |rcpt| !is_ascii(rcpt)).collect();

@@ -70,6 +70,7 @@ impl SmtpProvider {
             part: part.clone(),
             size: message.size,
             eight_bit: message.eight_bit,
+            smtputf8: message.smtputf8,
             case: Case {
                 null_reverse_path: *reverse_path == ReversePath::Null,
                 from_is_lane: sender.is_some() && message.author.as_ref() == sender,

@@ -67,6 +67,13 @@ impl Setup {
         self
     }
 
+    /// Leaves the key to its default.
+    pub fn unset(mut self, table: &str, key: &str) -> Self {
+        let lines = self.tables.entry(table.to_owned()).or_default();
+        lines.retain(|it| it.split('=').next().unwrap().trim() != key);
+        self
+    }
+
     /// Uses a spool that outlives the gateway.
     pub fn spool(mut self, path: &Path) -> Self {
         self.spool = Some(path.to_owned());

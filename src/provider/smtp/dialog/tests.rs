@@ -42,6 +42,7 @@ fn order(from: &str, rcpts: &[&str]) -> Order {
         part: (0..rcpts.len()).collect(),
         size: 500,
         eight_bit: false,
+        smtputf8: false,
         case,
     }
 }
@@ -879,7 +880,7 @@ fn parameters_go_where_they_are_offered() {
     let eight = Order { eight_bit: true, ..one() };
     check_commands("8bitmime", &eight, &["MAIL FROM:<a@x.example> BODY=8BITMIME", rcpt]);
     check_commands("SIZE", &eight, &["MAIL FROM:<a@x.example> SIZE=500", rcpt]);
-    let utf8 = with(one(), |envelope| envelope.smtputf8 = true);
+    let utf8 = Order { smtputf8: true, ..one() };
     check_commands("8BITMIME,SMTPUTF8", &utf8, &["MAIL FROM:<a@x.example>", rcpt]);
     let utf8 = Order { eight_bit: true, ..utf8 };
     let mail = "MAIL FROM:<a@x.example> BODY=8BITMIME SMTPUTF8";
@@ -929,9 +930,8 @@ fn dsn_parameters_are_passed_on() {
 #[test]
 fn an_address_that_cannot_be_written_fails_alone() {
     let needs = "needs SMTPUTF8, which the server does not offer";
-    let mixed = with(order("a@x.example", &["jörg@y.example", "r1@y.example"]), |envelope| {
-        envelope.smtputf8 = true;
-    });
+    let mixed =
+        Order { smtputf8: true, ..order("a@x.example", &["jörg@y.example", "r1@y.example"]) };
     check_after(
         "8BITMIME",
         &mixed,
