@@ -354,30 +354,32 @@ impl Tables {
     fn provider(&self) -> Provider {
         let provider = &self.provider;
         match provider.value("kind") {
-            Some(Value::Text(kind)) if kind == keys::SMTP => Provider::Smtp(SmtpProvider {
-                server: provider.text("server"),
-                security: match provider.text("security").as_str() {
-                    "none" => Security::None,
-                    "tls" => Security::Tls,
-                    _ => Security::StartTls,
-                },
-                login: self.login(),
-                ca_file: match provider.value("ca_file") {
-                    Some(Value::Path(path)) => Some(path),
-                    _ => None,
-                },
-                port: u16::try_from(provider.integer("port")).unwrap_or(u16::MAX),
-                sender: provider.mailbox("sender"),
-                sender_name: match provider.value("sender_name") {
-                    Some(Value::Text(name)) => Some(name),
-                    _ => None,
-                },
-                max_recipients: provider.count("max_recipients"),
-                connect_timeout: provider.duration("connect_timeout"),
-                command_timeout: provider.duration("command_timeout"),
-                data_timeout: provider.duration("data_timeout"),
-                final_timeout: provider.duration("final_timeout"),
-            }),
+            Some(Value::Text(kind)) if kind == keys::SMTP => {
+                Provider::Smtp(Box::new(SmtpProvider {
+                    server: provider.text("server"),
+                    security: match provider.text("security").as_str() {
+                        "none" => Security::None,
+                        "tls" => Security::Tls,
+                        _ => Security::StartTls,
+                    },
+                    login: self.login(),
+                    ca_file: match provider.value("ca_file") {
+                        Some(Value::Path(path)) => Some(path),
+                        _ => None,
+                    },
+                    port: u16::try_from(provider.integer("port")).unwrap_or(u16::MAX),
+                    sender: provider.mailbox("sender"),
+                    sender_name: match provider.value("sender_name") {
+                        Some(Value::Text(name)) => Some(name),
+                        _ => None,
+                    },
+                    max_recipients: provider.count("max_recipients"),
+                    connect_timeout: provider.duration("connect_timeout"),
+                    command_timeout: provider.duration("command_timeout"),
+                    data_timeout: provider.duration("data_timeout"),
+                    final_timeout: provider.duration("final_timeout"),
+                }))
+            }
             _ => Provider::None {
                 on_mail: match provider.text("on_mail").as_str() {
                     "hold" => OnMail::Hold,

@@ -108,7 +108,7 @@ pub enum SenderPolicy {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Provider {
     None { on_mail: OnMail },
-    Smtp(SmtpProvider),
+    Smtp(Box<SmtpProvider>),
 }
 
 /// What happens to mail while there is no provider.

@@ -233,7 +233,7 @@ impl HeaderFilter {
             b"date" => self.facts.has_date = true,
             b"received" => self.facts.received += 1,
             b"from" if self.keeps_froms || self.facts.author.is_none() => {
-                self.noting = Some(Noted::From)
+                self.noting = Some(Noted::From);
             }
             b"x-priority" | b"importance" | b"x-msmail-priority" => {
                 self.noting = Some(Noted::Priority);

@@ -105,8 +105,9 @@ fn octets(text: &str) -> Vec<u8> {
     let mut parts = text.split("\\x");
     let mut out = parts.next().unwrap().as_bytes().to_vec();
     for part in parts {
-        out.push(u8::from_str_radix(&part[..2], 16).unwrap());
-        out.extend_from_slice(&part.as_bytes()[2..]);
+        let (hex, rest) = part.split_at(2);
+        out.push(u8::from_str_radix(hex, 16).unwrap());
+        out.extend_from_slice(rest.as_bytes());
     }
     out
 }

@@ -110,7 +110,7 @@ fn reject_says_why_and_stores_nothing() {
     assert!(taken[0].text().contains("\r\nFrom: REPORTS@example.com\r\n"));
     gateway.wait_empty();
     gateway.wait_event("refused", |event| event["reason"] == "sender");
-    assert_eq!(gateway.metric("mailsluice_refused_total{reason=\"sender\"}") as u32, 4);
+    assert_eq!(gateway.metric("mailsluice_messages_refused_total{reason=\"sender\"}"), 4.0);
     gateway.stop();
     assert_eq!(sink.count(), 2);
 }
