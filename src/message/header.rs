@@ -11,7 +11,7 @@ use crate::smtp::address::Mailbox;
 const DROPPED: [&str; 3] = ["bcc", "resent-bcc", "return-path"];
 
 /// Longest field name that is looked at; RFC 5322 has none longer than a line.
-const MAX_NAME: usize = 998;
+pub(super) const MAX_NAME: usize = 998;
 
 /// How much of a noted field's value is kept, in octets.
 const MAX_VALUE: usize = 8 * 1024;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use crate::message::header::is_separator;
+use crate::message::header::{MAX_NAME as MAX_FIELD_NAME, is_separator};
 use crate::smtp::address::{Charset, Mailbox};
 
 /// Longest display name that is kept, in octets; a longer one is nobody's name and would not fit into a line.
@@ -215,7 +215,7 @@ impl Header {
                         field.value.end = end;
                     }
                 }
-                _ if start == 0 && is_separator(line) => {}
+                _ if start == 0 && is_separator(line.get(..=MAX_FIELD_NAME).unwrap_or(line)) => {}
                 _ => {
                     let Some(colon) = colon(line) else {
                         header.has_ended = true;
@@ -244,13 +244,21 @@ impl Header {
 /// Where the name of the field ends; None where the line is no field.
 fn colon(line: &[u8]) -> Option<usize> {
     let colon = memchr::memchr(b':', line)?;
-    let name = line.get(..colon)?.trim_ascii_end();
+    let name = without_blanks(line.get(..colon)?);
     let is_name = !name.is_empty() && name.iter().all(|b| matches!(b, b'!'..=b'~'));
-    (is_name && colon < 998).then_some(colon)
+    (is_name && colon <= MAX_FIELD_NAME).then_some(colon)
+}
+
+/// RFC 5322 4.5.3: blanks may stand before the colon.
+fn without_blanks(mut name: &[u8]) -> &[u8] {
+    while let [rest @ .., b' ' | b'\t'] = name {
+        name = rest;
+    }
+    name
 }
 
 fn name(name: &[u8]) -> Option<Name> {
-    let name = name.trim_ascii_end();
+    let name = without_blanks(name);
     match name.len() {
         4 if name.eq_ignore_ascii_case(b"from") => Some(Name::From),
         6 if name.eq_ignore_ascii_case(b"sender") => Some(Name::Sender),

@@ -275,3 +275,17 @@ async fn without_a_provider_nothing_is_judged_or_changed() {
         assert!(out.ends_with(content));
     }
 }
+
+#[tokio::test]
+async fn a_sender_beyond_ascii_needs_smtputf8_where_it_takes_the_place() {
+    for (words, needs) in [
+        ("rewrite sender=büro@example.com", true),
+        ("rewrite sender=büro@example.com allowed=app@old.example", false),
+        ("rewrite", false),
+    ] {
+        let content = b"From: app@old.example\r\n\r\n";
+        let body = Body::Memory(Bytes::from_static(content));
+        let (message, _) = policy(words).apply(&envelope("", content), &body).await.unwrap();
+        assert_eq!((message.smtputf8, message.eight_bit), (needs, needs), "{words}");
+    }
+}

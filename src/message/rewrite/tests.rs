@@ -1,4 +1,5 @@
 use super::*;
+use crate::message::header::HeaderFilter;
 
 fn mailbox(text: &str) -> Mailbox {
     Mailbox::parse(text, Charset::Utf8).unwrap()
@@ -157,4 +158,57 @@ fn what_was_not_seen_to_its_end_does_not_stand() {
     let open = rewritten(b"From: a@allowed.example\r\nX: y", false, false);
     assert_eq!((open.from, open.header), (From::Stands, b"From: a@allowed.example\r\n".to_vec()));
     assert_eq!(open.drops, Some(&["from"][..]));
+}
+
+/// What acceptance judges is what is rewritten later.
+#[test]
+fn the_header_is_read_as_it_is_at_acceptance() {
+    let long = ["x".repeat(997), "x".repeat(998), "x".repeat(999), " ".repeat(994)];
+    // No lone CR or LF: what is stored has none (R11).
+    let mut pieces: Vec<&str> = vec![
+        "From",
+        "From: x",
+        "\r\nX: y",
+        "\r\nfrom :",
+        "X: y\r\n",
+        "from",
+        ">From",
+        "Sender",
+        "X",
+        ":",
+        ":",
+        " ",
+        "\t",
+        "\r\n",
+        "\r\n",
+        "\r\n",
+        "root",
+        "é",
+        "a@b.c",
+        "\0",
+    ];
+    pieces.extend(long.iter().map(String::as_str));
+    let mut random = fastrand::Rng::with_seed(11);
+    let mut with_from = 0;
+    for round in 0..30_000 {
+        let mut content = String::new();
+        for _ in 0..random.usize(..14) {
+            content.push_str(pieces[random.usize(..pieces.len())]);
+        }
+        let content = content.as_bytes();
+        let header = Header::scan(content);
+        let mut left = Vec::new();
+        let mut copied = 0;
+        for field in header.of(Name::From) {
+            left.extend_from_slice(&content[copied..field.range.start]);
+            copied = field.range.end;
+            with_from += 1;
+        }
+        left.extend_from_slice(&content[copied..]);
+        let (mut filter, mut out) = (HeaderFilter::dropping(&["from"]), Vec::new());
+        filter.push(content, &mut out);
+        filter.finish(&mut out);
+        assert!(out == left, "round {round}: {}\n{}", content.escape_ascii(), out.escape_ascii());
+    }
+    assert!(with_from > 1_000, "{with_from}");
 }
