@@ -89,7 +89,7 @@ impl fmt::Display for Cause {
 pub struct Case {
     /// A report: refused, it says nothing about a lane.
     pub null_reverse_path: bool,
-    /// The author of the message is the lane's own mailbox.
+    /// The author of the message, as it leaves, is the lane's own mailbox.
     pub from_is_lane: bool,
 }
 
@@ -128,10 +128,13 @@ pub fn verdict(stage: Stage, reply: &Reply, case: Case) -> Outcome {
         ReplyClass::Permanent => true,
     };
     if let Some(fault) = account_fault(stage, reply) {
+        // A report says nothing about a lane. It ends where its sender is refused; what the account is in for passes.
         if case.null_reverse_path && !before_mail {
-            return match permanent {
-                true => Outcome::Failed(cause(Scope::Message)),
-                false => Outcome::Deferred(cause(Scope::Message)),
+            return match fault {
+                AccountFault::SendAs if permanent => Outcome::Failed(cause(Scope::Message)),
+                AccountFault::Access | AccountFault::Quota | AccountFault::SendAs => {
+                    Outcome::Deferred(cause(Scope::Message))
+                }
             };
         }
         return Outcome::Held(match fault {
@@ -202,7 +205,7 @@ fn account_fault(stage: Stage, reply: &Reply) -> Option<AccountFault> {
         reply.enhanced.map(|EnhancedStatus(class, subject, detail)| (class, subject, detail));
     match (reply.code.get(), status) {
         (_, Some((5, 7, 60) | (5, 2, 252))) => Some(AccountFault::SendAs),
-        (_, Some((5, 4, 5))) | (432, Some((4, 3, 2))) => Some(AccountFault::Quota),
+        (_, Some((5, 4, 5) | (5, 1, 90))) | (432, Some((4, 3, 2))) => Some(AccountFault::Quota),
         // At RCPT it is the recipient's mailbox that is full.
         (_, Some((5, 2, 2))) if stage == Stage::Mail => Some(AccountFault::Quota),
         _ if says(reply, QUOTA_WORDS) => Some(AccountFault::Quota),

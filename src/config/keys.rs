@@ -303,9 +303,9 @@ const KEYS: &[Key] = &[
         "Spread of a wait: 0.2 makes it 80 % to 120 % of itself."),
     key("retry.give_up_after", TIME, Is("\"5d\""), Now,
         "A message fails once its own deferrals span more than this."),
-    key("retry.in_doubt", Type::Choice(&["retry", "hold"]), Is("\"retry\""), Later,
+    key("retry.in_doubt", Type::Choice(&["retry", "hold"]), Is("\"retry\""), Now,
         "A message that may have been sent: sent once more, or held."),
-    key("retry.in_doubt_after", TIME, Is("\"10m\""), Later,
+    key("retry.in_doubt_after", TIME, Is("\"10m\""), Now,
         "Wait before a message in doubt is sent once more."),
 
     key("bounce.to", Type::Choice(&["sender", "postmaster", "none"]), Is("\"sender\""), Later,

@@ -18,8 +18,9 @@ use crate::config::keys::{self, Key};
 use crate::config::problem::{Findings, Problem, Problems, shown};
 use crate::config::value::{self, Value};
 use crate::config::{
-    Admin, Bind, Config, Limits, Listener, Log, LogFormat, LogLevel, Login, OnMail, Pattern,
-    Provider, Rate, Retry, Security, Sender, SenderPolicy, SmtpProvider, Spool, Throttle, validate,
+    Admin, Bind, Config, InDoubt, Limits, Listener, Log, LogFormat, LogLevel, Login, OnMail,
+    Pattern, Provider, Rate, Retry, Security, Sender, SenderPolicy, SmtpProvider, Spool, Throttle,
+    validate,
 };
 use crate::smtp::address::{Charset, Domain, Mailbox};
 use crate::smtp::data::BareNewline;
@@ -291,6 +292,11 @@ impl Tables {
                 max: self.retry.duration("max"),
                 jitter: self.retry.number("jitter"),
                 give_up_after: self.retry.duration("give_up_after"),
+                in_doubt: match self.retry.text("in_doubt").as_str() {
+                    "hold" => InDoubt::Hold,
+                    _ => InDoubt::Retry,
+                },
+                in_doubt_after: self.retry.duration("in_doubt_after"),
             },
             spool: Spool {
                 path: self.spool.path("path"),

@@ -142,6 +142,21 @@ pub struct SmtpProvider {
     pub final_timeout: Duration,
 }
 
+impl SmtpProvider {
+    /// Whether the author is the account itself, as it logs in or as its sender is named. Upper and lower case are one
+    /// to the servers that judge by it.
+    pub fn is_own(&self, author: Option<&Mailbox>) -> bool {
+        let names = [
+            self.login.as_ref().map(|login| login.username.as_str()),
+            self.sender.as_ref().map(Mailbox::as_str),
+        ];
+        let is = |author: &Mailbox| {
+            names.into_iter().flatten().any(|name| name.eq_ignore_ascii_case(author.as_str()))
+        };
+        author.is_some_and(is)
+    }
+}
+
 /// How a connection to the provider is secured. There is no way from one to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Security {
@@ -178,6 +193,18 @@ pub struct Retry {
     /// 0.2 spreads a delay over 80 % to 120 % of itself.
     pub jitter: f64,
     pub give_up_after: Duration,
+    pub in_doubt: InDoubt,
+    /// Between a doubt and the one more try.
+    pub in_doubt_after: Duration,
+}
+
+/// What becomes of a message that may have been sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InDoubt {
+    /// It is sent once more: a duplicate rather than a loss.
+    Retry,
+    /// It is held, until an operator knows.
+    Hold,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::config::keys::{self, Available, Unwritten, keys, reference};
 use crate::config::load::{Surroundings, load, parse_bytes, parse_in};
 use crate::config::{
-    Bind, Config, LogFormat, LogLevel, OnMail, Problem, Problems, Provider, Rate, Secrets,
+    Bind, Config, InDoubt, LogFormat, LogLevel, OnMail, Problem, Problems, Provider, Rate, Secrets,
     SenderPolicy, value,
 };
 use crate::smtp::data::BareNewline;
@@ -112,6 +112,7 @@ fn defaults_hold_where_the_file_says_nothing() {
     assert!(config.throttle.mailbox_concurrency.is_empty());
     let retry = &config.retry;
     assert_eq!((retry.factor, retry.jitter), (2.0, 0.2));
+    assert_eq!((retry.in_doubt, retry.in_doubt_after), (InDoubt::Retry, Duration::from_secs(600)));
     assert_eq!((retry.first, retry.max), (Duration::from_secs(60), Duration::from_secs(3600)));
     assert_eq!(retry.give_up_after, Duration::from_secs(5 * 24 * 3600));
     assert_eq!(config.spool.path, Path::new("/var/lib/mailsluice/spool"));

@@ -295,10 +295,12 @@ fn check_login(provider: &Section, findings: &mut Findings) {
                         it is the same as then";
             findings.missing(at, &provider.named("username"), text.to_owned());
         }
-        ("none", Some(password)) => {
-            let text = "has no effect with auth = \"none\"; a password that is not needed is best \
-                        not there";
-            findings.warning(password.at, &provider.named(&password.name), text.to_owned());
+        // A login that is written is meant: without one, mail would go as nobody.
+        ("none", _) => {
+            for left in provider.find("username").into_iter().chain(password) {
+                let text = "has no effect with auth = \"none\"; leave it out, or write auth = \"password\"";
+                findings.wrong(left.at, &provider.named(&left.name), text.to_owned());
+            }
         }
         _ => {}
     }

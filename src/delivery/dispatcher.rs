@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::clock;
-use crate::config::Retry;
+use crate::config::{InDoubt, Retry};
 use crate::delivery::gate::{Admit, Change, Gate, Pass};
 use crate::delivery::retry;
 use crate::delivery::schedule::{Schedule, Turn};
@@ -135,6 +135,7 @@ impl<S: Spool> Dispatcher<S> {
     /// came both ways would be sent twice.
     pub fn load(&mut self) {
         let (now, wall) = (clock::now(), clock::wall());
+        let retry = &self.shared.settings.retry;
         let mut after = None;
         loop {
             let heads = self.shared.spool.heads(after, HEADS);
@@ -145,7 +146,7 @@ impl<S: Spool> Dispatcher<S> {
                     QueueState::Queued if head.in_doubt => self.in_doubt.push(head.id),
                     QueueState::Queued => {
                         // A clock that stepped does not make mail wait longer than the schedule ever would (R73).
-                        let wait = head.due.since(wall).min(self.shared.settings.retry.max);
+                        let wait = head.due.since(wall).min(retry::longest(retry));
                         self.schedule.push(head.id, turn(&head), now + wait);
                     }
                     QueueState::Held => self.held += 1,
@@ -506,8 +507,13 @@ impl<'a, S: Spool> Round<'a, S> {
         progress.sending = part.iter().filter_map(|rcpt| u32::try_from(*rcpt).ok()).collect();
         // It takes the place of the mark before.
         self.doubt_is_told().await;
-        let marked = self.shared.spool.apply(vec![Op::Attempt { id, progress }], Durability::Lazy);
-        match marked.await {
+        let in_doubt = self.shared.settings.retry.in_doubt;
+        let durability = match in_doubt {
+            InDoubt::Retry => Durability::Lazy,
+            // A loss of power must not take the mark and leave the copy.
+            InDoubt::Hold => Durability::Durable,
+        };
+        match self.shared.spool.apply(vec![Op::Attempt { id, progress }], durability).await {
             Ok(()) => {
                 self.marked = true;
                 true
@@ -522,12 +528,17 @@ impl<'a, S: Spool> Round<'a, S> {
                 false
             }
             // Sent all the same: on a full disk nothing else makes room.
-            Err(error @ SpoolError::Full) => {
+            Err(error @ SpoolError::Full) if in_doubt == InDoubt::Retry => {
                 warn!(%id, %error, "message {id} is sent without a mark on disk: {error}");
                 true
             }
             // Its outcome could not be written either, and it would be sent again in silence.
-            Err(error @ (SpoolError::Io(..) | SpoolError::Damaged(..) | SpoolError::Unfit(..))) => {
+            Err(
+                error @ (SpoolError::Full
+                | SpoolError::Io(..)
+                | SpoolError::Damaged(..)
+                | SpoolError::Unfit(..)),
+            ) => {
                 warn!(%id, %error, "message {id} is not sent now: it cannot be marked on disk: {error}");
                 self.stopped = Some(Stop::Disk);
                 false
@@ -597,9 +608,9 @@ impl<'a, S: Spool> Round<'a, S> {
     }
 
     fn settle(&mut self, rcpt: usize, outcome: Outcome) {
+        let was_in_doubt = self.was_in_doubt(rcpt);
         let outcome = match outcome {
-            // A second doubt: a third try would make a habit of it.
-            Outcome::Deferred(cause) if cause.maybe_sent && self.was_in_doubt(rcpt) => {
+            Outcome::Deferred(cause) if cause.maybe_sent && self.holds_doubt(rcpt) => {
                 Outcome::Held(cause)
             }
             Outcome::Delivered(_)
@@ -612,11 +623,11 @@ impl<'a, S: Spool> Round<'a, S> {
         if outcome.cause().is_some_and(|cause| cause.maybe_sent) {
             metrics.in_doubt.inc();
             self.doubted = true;
-            if !self.was_in_doubt(rcpt) {
+            if !was_in_doubt {
                 self.message.progress.doubtful.extend(u32::try_from(rcpt));
             }
         }
-        self.tell(rcpt, &outcome);
+        self.tell(rcpt, &outcome, was_in_doubt);
         let status = match outcome {
             Outcome::Delivered(receipt) => {
                 metrics.last_success.set(seconds(clock::wall()));
@@ -650,8 +661,17 @@ impl<'a, S: Spool> Round<'a, S> {
         self.message.progress.doubtful.iter().any(|it| *it as usize == rcpt)
     }
 
+    /// Whether a doubt about the recipient now is for an operator. After a second one, a third try would make a habit of
+    /// it.
+    fn holds_doubt(&self, rcpt: usize) -> bool {
+        match self.shared.settings.retry.in_doubt {
+            InDoubt::Hold => true,
+            InDoubt::Retry => self.was_in_doubt(rcpt),
+        }
+    }
+
     /// One event per recipient and outcome.
-    fn tell(&self, rcpt: usize, outcome: &Outcome) {
+    fn tell(&self, rcpt: usize, outcome: &Outcome, was_in_doubt: bool) {
         let id = self.id();
         let Some(rcpt) = self.message.envelope.rcpts.get(rcpt) else { return };
         let to = Escaped(rcpt.path.as_str().as_bytes());
@@ -662,7 +682,7 @@ impl<'a, S: Spool> Round<'a, S> {
             }
             Outcome::Deferred(cause) if cause.maybe_sent => {
                 let (scope, stage) = (cause.scope.label(), cause.stage.label());
-                warn!(event = "in_doubt", %id, %to, scope, stage, words = %cause.words, "message {id} for <{to}> may have been taken: {cause}; it is sent once more");
+                warn!(event = "in_doubt", %id, %to, scope, stage, words = %cause.words, "message {id} for <{to}> may have been taken: {cause}; it is sent once more, after retry.in_doubt_after");
             }
             Outcome::Deferred(cause) => {
                 let (scope, stage) = (cause.scope.label(), cause.stage.label());
@@ -674,7 +694,14 @@ impl<'a, S: Spool> Round<'a, S> {
             }
             Outcome::Held(cause) if cause.maybe_sent => {
                 let (scope, stage) = (cause.scope.label(), cause.stage.label());
-                error!(event = "held", %id, %to, scope, stage, words = %cause.words, "message {id} for <{to}> may have been taken twice: {cause}; it is not sent a third time and stays in the spool");
+                match was_in_doubt {
+                    true => {
+                        error!(event = "held", %id, %to, scope, stage, words = %cause.words, "message {id} for <{to}> may have been taken twice: {cause}; it is not sent a third time and stays in the spool");
+                    }
+                    false => {
+                        error!(event = "held", %id, %to, scope, stage, words = %cause.words, "message {id} for <{to}> may have been taken: {cause}; by retry.in_doubt it is not sent again and stays in the spool");
+                    }
+                }
             }
             Outcome::Held(cause) => {
                 let (scope, stage) = (cause.scope.label(), cause.stage.label());
@@ -732,6 +759,15 @@ impl<'a, S: Spool> Round<'a, S> {
                 now + delay
             }
         };
+        // The remote may still be at it. The message has one due, so all that is left of it waits.
+        let at = match self.doubted {
+            true => {
+                let progress = &mut self.message.progress;
+                progress.due = progress.due.max(wall.plus(retry.in_doubt_after));
+                at.max(now + retry.in_doubt_after)
+            }
+            false => at,
+        };
         self.put_down().await;
         Ended::Again(at)
     }
@@ -746,7 +782,8 @@ impl<'a, S: Spool> Round<'a, S> {
         let progress = match self.changed {
             true => self.message.progress.clone(),
             false => {
-                Progress { doubtful: self.message.progress.doubtful.clone(), ..self.before.clone() }
+                let Progress { due, doubtful, .. } = &self.message.progress;
+                Progress { due: *due, doubtful: doubtful.clone(), ..self.before.clone() }
             }
         };
         self.write(|| Op::Update { id, progress: progress.clone() }, Durability::Lazy).await;

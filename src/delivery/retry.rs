@@ -24,6 +24,11 @@ fn nominal(config: &Retry, attempts: u16) -> Duration {
     Duration::from_secs_f64(seconds)
 }
 
+/// The longest that a message ever waits on its own account, jitter aside.
+pub fn longest(config: &Retry) -> Duration {
+    config.max.max(config.in_doubt_after)
+}
+
 /// Whether a message is given up that has been deferred for its own reason `attempts` times before, since
 /// `first_deferral`. Time alone expires nothing: this is asked only when it just was once more (R45).
 pub fn gives_up(
@@ -55,6 +60,7 @@ pub fn spread(delay: Duration, jitter: f64, random: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::InDoubt;
 
     fn config() -> Retry {
         Retry {
@@ -63,6 +69,8 @@ mod tests {
             max: Duration::from_secs(3600),
             jitter: 0.2,
             give_up_after: Duration::from_secs(5 * 86400),
+            in_doubt: InDoubt::Retry,
+            in_doubt_after: Duration::from_secs(600),
         }
     }
 

@@ -961,6 +961,47 @@ fn a_second_doubt_holds_the_message() {
     assert_eq!(sink.taken().len(), 2);
 }
 
+#[test]
+fn with_hold_a_lost_answer_makes_no_duplicate() {
+    let sink = Sink::scripted(|ask| match ask.is_content() {
+        true => Answer::TakeAndDrop,
+        false => Answer::Usual,
+    });
+    let gateway = Setup::to(sink.address).set("retry", "in_doubt = \"hold\"").start();
+    let id = mail(&gateway, "a@example.com", &["b@example.org"]);
+    let held = gateway.wait_event("held", |event| event["id"] == id.as_str());
+    assert!(held["message"].as_str().unwrap().contains("by retry.in_doubt"), "{held}");
+    wait_queue(&gateway, "held", 1.0);
+    let gateway = stop(gateway);
+    assert_eq!((count(&gateway, "in_doubt", |_| true), sink.taken().len()), (0, 1));
+}
+
+/// The process is killed while it waits for the answer.
+#[test]
+fn with_hold_a_kill_makes_no_duplicate() {
+    let met = Switch::default();
+    let sink = Sink::scripted({
+        let met = met.clone();
+        move |ask| match ask.is_content() {
+            true => {
+                met.0.store(true, SeqCst);
+                Answer::Hang
+            }
+            false => Answer::Usual,
+        }
+    });
+    let setup = Setup::to(sink.address).set("retry", "in_doubt = \"hold\"");
+    let gateway = setup.start();
+    mail(&gateway, "a@example.com", &["b@example.org"]);
+    met.wait();
+    let spool = gateway.kill();
+    let gateway = setup.spool(&spool.path().join("spool")).start();
+    wait_queue(&gateway, "held", 1.0);
+    let gateway = stop(gateway);
+    assert_eq!(sink.lines().iter().filter(|line| *line == "DATA").count(), 1);
+    assert_eq!(count(&gateway, "held", |_| true), 1);
+}
+
 /// An upstream that takes three connections at once was taken for one that is down, over and over.
 #[test]
 fn an_upstream_that_takes_few_connections_was_called_down() {

@@ -149,6 +149,7 @@ struct Stand {
     metrics: Arc<Metrics>,
     log: Written,
     concurrency: usize,
+    retry: Retry,
 }
 
 const ID: SpoolId = SpoolId::from_u128(1);
@@ -182,7 +183,8 @@ impl Stand {
         let spool = open(&folder).await;
         let put = Op::Put { envelope: envelope(), body: Staged::Memory(b"hi".to_vec()) };
         spool.apply(vec![put], Durability::Durable).await.unwrap();
-        Self { folder, spool, metrics: Arc::new(Metrics::new()), log: written(), concurrency: 2 }
+        let (metrics, log) = (Arc::new(Metrics::new()), written());
+        Self { folder, spool, metrics, log, concurrency: 2, retry: retry_config() }
     }
 
     /// As a process that was killed leaves it: `sending` was on its way.
@@ -204,10 +206,10 @@ impl Stand {
 
     async fn restarted(self) -> Self {
         self.spool.close().await;
-        let Self { folder, spool, metrics: _, log, concurrency } = self;
+        let Self { folder, spool, metrics: _, log, concurrency, retry } = self;
         drop(spool);
         let spool = open(&folder).await;
-        Self { folder, spool, metrics: Arc::new(Metrics::new()), log, concurrency }
+        Self { folder, spool, metrics: Arc::new(Metrics::new()), log, concurrency, retry }
     }
 
     /// Runs the engine until `over` holds; what the provider was handed.
@@ -224,7 +226,7 @@ impl Stand {
         let script = Mutex::new(script.iter().copied().collect());
         let spool = Arc::clone(&self.spool);
         let fake = Arc::new(Fake { spool, script, calls: Mutex::default(), recipients });
-        let retry = retry_config();
+        let retry = self.retry.clone();
         let (_accepted, accepted) = mpsc::unbounded_channel();
         let mut dispatcher = Dispatcher::new(
             Arc::clone(&self.spool),
@@ -257,7 +259,7 @@ impl Stand {
         let shared = Shared {
             spool: Arc::clone(&self.spool),
             provider: None,
-            settings: Settings { retry: retry_config(), concurrency: 1, policy: preserve() },
+            settings: Settings { retry: self.retry.clone(), concurrency: 1, policy: preserve() },
             metrics: Arc::clone(&self.metrics),
             gate: Mutex::new(Gate::new()),
             trouble: watch::Sender::new(None),
@@ -307,6 +309,8 @@ fn retry_config() -> Retry {
         max: FIRST,
         jitter: 0.0,
         give_up_after: Duration::from_secs(3600),
+        in_doubt: InDoubt::Retry,
+        in_doubt_after: Duration::ZERO,
     }
 }
 
@@ -542,6 +546,55 @@ async fn two_messages_whose_answers_are_lost_are_sent_twice_at_most() {
     let progress = stand.spool.open(ID).await.unwrap().progress;
     let other = stand.spool.open(SpoolId::from_u128(2)).await.unwrap().progress;
     assert!(n <= 4, "{n} copies of two messages; {progress:?} {other:?}");
+}
+
+#[tokio::test]
+async fn what_is_in_doubt_waits_for_its_time_and_a_restart_makes_it_no_shorter() {
+    let after = 3 * FIRST;
+    let mut stand = Stand::new().await;
+    stand.retry.in_doubt_after = after;
+    let began = clock::now();
+    // One recipient in doubt, the other deferred.
+    let told = |stand: &Stand, _: &[Call]| stand.metrics.attempt_seconds.get_sample_count() == 1;
+    stand.run(&[Play::Each("?l")], told).await;
+    let stand = stand.restarted().await;
+    let calls = stand.run(&[], Stand::is_done).await;
+    assert_eq!(parts(&calls), [[0, 1]]);
+    let waited = calls[0].at - began;
+    assert!(waited >= after && waited < after + PATIENCE / 2, "{waited:?}");
+}
+
+#[tokio::test]
+async fn trouble_at_another_part_makes_a_doubt_no_earlier() {
+    let after = 3 * FIRST;
+    let mut stand = Stand::new().await;
+    stand.retry.in_doubt_after = after;
+    let calls = stand.run_parts(1, &[Play::Lose, Play::Trouble], Stand::is_done).await;
+    assert_eq!(parts(&calls), [[0], [1], [0], [1]]);
+    let waited = calls[2].at - calls[0].at;
+    assert!(waited >= after && waited < after + PATIENCE / 2, "{waited:?}");
+}
+
+#[tokio::test]
+async fn with_hold_a_doubt_is_held_at_once() {
+    let mut stand = Stand::new().await;
+    stand.retry.in_doubt = InDoubt::Hold;
+    let (ended, calls) = stand.attempt(2, &[Play::Each("d?")]).await;
+    assert!(matches!(ended, Ended::Held));
+    assert_eq!((parts(&calls), stand.state()), (vec![&[0, 1][..]], Some(QueueState::Held)));
+    let progress = stand.progress().await;
+    assert_eq!((statuses(&progress).as_str(), progress.doubtful), ("d?", vec![1]));
+    assert_eq!(stand.in_doubt(), 1);
+}
+
+#[tokio::test]
+async fn with_hold_what_a_former_run_was_sending_is_held_and_nothing_is_sent() {
+    let mut stand = Stand::left(&[1]).await;
+    stand.retry.in_doubt = InDoubt::Hold;
+    let calls = stand.run(&[], |stand, _| stand.state() == Some(QueueState::Held)).await;
+    assert_eq!((calls.len(), stand.in_doubt()), (0, 1));
+    let progress = stand.progress().await;
+    assert_eq!((progress.doubtful, progress.sending), (vec![1], vec![]));
 }
 
 #[tokio::test]

@@ -63,7 +63,6 @@ impl SmtpProvider {
 
     async fn send(&self, submission: &Submission, outcomes: &Outcomes) {
         let Submission { envelope, reverse_path, part, message } = submission;
-        let sender = self.config.sender.as_ref();
         let order = Order {
             envelope: Arc::clone(envelope),
             reverse_path: reverse_path.clone(),
@@ -73,7 +72,7 @@ impl SmtpProvider {
             smtputf8: message.smtputf8,
             case: Case {
                 null_reverse_path: *reverse_path == ReversePath::Null,
-                from_is_lane: sender.is_some() && message.author.as_ref() == sender,
+                from_is_lane: self.config.is_own(message.author.as_ref()),
             },
         };
         let mut idle = self.pool.take();

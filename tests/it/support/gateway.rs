@@ -36,6 +36,7 @@ impl Setup {
             .set("retry", "first = \"100ms\"")
             .set("retry", "max = \"1s\"")
             .set("retry", "jitter = 0.0")
+            .set("retry", "in_doubt_after = \"100ms\"")
     }
 
     /// A gateway without a provider.
