@@ -51,6 +51,9 @@ impl Tls {
         let made = self.connector.connect(self.server.clone(), stream).await;
         made.map_err(|error| match cure(&error) {
             Some(cure) => format!("{error}; {cure}"),
+            None if error.kind() == io::ErrorKind::UnexpectedEof => {
+                "the server closed the connection during the handshake".to_owned()
+            }
             None => error.to_string(),
         })
     }

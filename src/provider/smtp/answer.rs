@@ -8,6 +8,9 @@ use crate::outcome::{Cause, Outcome, Scope, Stage};
 use crate::smtp::address::ReversePath;
 use crate::smtp::reply::EnhancedStatus;
 
+/// What a missing greeting is most often.
+pub(super) const WANTS_TLS: &str = "; a server that wants TLS from the start says nothing before: would provider.security = \"tls\" fit this port?";
+
 /// How a connection broke.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -17,6 +20,8 @@ pub(super) enum Fault {
     Network(String),
     /// Nothing came, or nothing could be written, for so long.
     Silence(Duration),
+    /// The same of a server that was to speak first, in clear, and from which not an octet came.
+    Mute(Duration),
     /// What came cannot be a reply.
     Garbage(Garbage),
     /// The connection could not be secured.
@@ -82,6 +87,7 @@ fn words(stage: Stage, fault: &Fault) -> String {
         Fault::Network(error) => format!("the connection broke {after}: {error}"),
         Fault::Garbage(garbage) => format!("the server broke the protocol {after}: {garbage}"),
         Fault::Tls(why) => format!("no secure connection: {why}"),
+        Fault::Mute(wait) => format!("no greeting within {} s{WANTS_TLS}", wait.as_secs_f64()),
         Fault::Silence(wait) => {
             let wait = wait.as_secs_f64();
             match stage {

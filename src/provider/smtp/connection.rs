@@ -2,20 +2,22 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
-use tracing::debug;
+use tracing::{debug, warn};
 
+use crate::clock;
 use crate::config::{self, Security};
 use crate::outcome::{Outcome, Stage, unreadable};
 use crate::provider::tls::{self, Tls};
 use crate::provider::{Outcomes, Submission};
 use crate::smtp::reply::Escaped;
 
-use super::answer::{Fault, broken, unreachable};
+use super::answer::{self, Fault, broken, unreachable};
 use super::dialog::{Dialog, Freshness, Opening, Order, Step, Wait};
 use super::stream::Stream;
 use super::stuffer::Stuffer;
@@ -29,6 +31,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How long a server may take to answer RSET; the attempt ends only then.
 const RESET: Duration = Duration::from_secs(10);
+/// When a greeting is so late that the log says what it may be.
+const LATE: Duration = Duration::from_secs(15);
 
 pub(super) struct Connection {
     stream: Stream,
@@ -44,6 +48,7 @@ pub(super) struct Connection {
 #[derive(Clone, Copy)]
 struct Timeouts {
     connect: Duration,
+    greeting: Duration,
     command: Duration,
     data: Duration,
     end: Duration,
@@ -52,6 +57,7 @@ struct Timeouts {
 impl Timeouts {
     fn of(&self, wait: Wait) -> Duration {
         match wait {
+            Wait::Greeting => self.greeting,
             Wait::Command => self.command,
             Wait::Data => self.command.min(self.data),
             Wait::Final => self.end,
@@ -100,13 +106,21 @@ impl Connection {
         };
         let mut failures = Vec::new();
         let mut refused = None;
+        let mut greeting = config.command_timeout;
         for address in addresses {
             match timeout(config.connect_timeout, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => match Self::greet(stream, config, tls, hostname).await {
-                    Ok(connection) => return Ok(connection),
-                    Err(outcome @ Outcome::Held(_)) => return Err(outcome),
-                    Err(outcome) => refused = Some(outcome),
-                },
+                Ok(Ok(stream)) => {
+                    let began = clock::now();
+                    match Self::greet(stream, config, tls, hostname, greeting).await {
+                        Ok(connection) => return Ok(connection),
+                        Err(outcome @ Outcome::Held(_)) => return Err(outcome),
+                        Err(outcome) => refused = Some(outcome),
+                    }
+                    // One address has had all the time that a greeting may take; the others will hardly need it.
+                    if clock::now().saturating_duration_since(began) >= greeting {
+                        greeting = greeting.min(config.connect_timeout);
+                    }
+                }
                 Ok(Err(error)) => failures.push(format!("{address}: {error}")),
                 Err(_elapsed) => {
                     let wait = config.connect_timeout.as_secs_f64();
@@ -128,6 +142,7 @@ impl Connection {
         config: &config::SmtpProvider,
         tls: Option<&Tls>,
         hostname: &str,
+        greeting: Duration,
     ) -> Result<Self, Outcome> {
         if let Err(error) = stream.set_nodelay(true) {
             debug!("nodelay was not set: {error}");
@@ -142,6 +157,7 @@ impl Connection {
             dialog: Dialog::new(hostname, opening),
             timeouts: Timeouts {
                 connect: config.connect_timeout,
+                greeting,
                 command: config.command_timeout,
                 data: config.data_timeout,
                 end: config.final_timeout,
@@ -237,7 +253,13 @@ impl Connection {
                     }
                 }
                 Step::Read(wait) => {
-                    if let Err(fault) = self.read(self.timeouts.of(wait)).await {
+                    let read = match wait {
+                        Wait::Greeting => self.read_greeting().await,
+                        Wait::Command | Wait::Data | Wait::Final | Wait::Reset => {
+                            self.read(self.timeouts.of(wait)).await
+                        }
+                    };
+                    if let Err(fault) = read {
                         self.dialog.fail(&fault);
                     }
                 }
@@ -276,9 +298,32 @@ impl Connection {
             self.stream.flush().await
         };
         match timeout(self.timeouts.command, write).await {
-            Ok(written) => written.map_err(|error| Fault::Network(error.to_string())),
+            Ok(written) => written.map_err(|error| network(&error)),
             Err(_elapsed) => Err(Fault::Silence(self.timeouts.command)),
         }
+    }
+
+    /// A server that wants TLS from the start waits for us as we do for it. RFC 5321 4.5.3.2.1 gives a greeting five
+    /// minutes, which is long for who looks for the mistake.
+    async fn read_greeting(&mut self) -> Result<(), Fault> {
+        let wait = self.timeouts.of(Wait::Greeting);
+        let in_clear = matches!(self.stream, Stream::Plain(_));
+        let read = {
+            let mut read = pin!(self.read(wait));
+            match timeout(LATE, &mut read).await {
+                Ok(read) => read,
+                Err(_elapsed) => {
+                    let hint = if in_clear { answer::WANTS_TLS } else { "" };
+                    let seconds = LATE.as_secs();
+                    warn!("no greeting from the server within {seconds} s, still waiting{hint}");
+                    read.await
+                }
+            }
+        };
+        read.map_err(|fault| match fault {
+            Fault::Silence(wait) if in_clear && self.dialog.is_unheard() => Fault::Mute(wait),
+            fault => fault,
+        })
     }
 
     /// Reads until the dialog has something, all of it within `wait`.
@@ -298,7 +343,11 @@ impl Connection {
     async fn last_words(&mut self, fault: &Fault) {
         let said = match fault {
             Fault::Network(_) => self.read(LAST_WORDS.min(self.timeouts.command)).await.is_ok(),
-            Fault::Closed | Fault::Silence(_) | Fault::Garbage(_) | Fault::Tls(_) => false,
+            Fault::Closed
+            | Fault::Silence(_)
+            | Fault::Mute(_)
+            | Fault::Garbage(_)
+            | Fault::Tls(_) => false,
         };
         if !said {
             self.dialog.fail(fault);
@@ -341,8 +390,7 @@ impl Connection {
                             }
                         }
                         written = to.write(left) => {
-                            return written
-                                .map_err(|error| Cut::Fault(Fault::Network(error.to_string())));
+                            return written.map_err(|error| Cut::Fault(network(&error)));
                         }
                     }
                 }
@@ -352,11 +400,26 @@ impl Connection {
                 .unwrap_or(Err(Cut::Fault(Fault::Silence(timeouts.data))))?;
             left = left.get(written..).unwrap_or_default();
         }
-        // What is read from here on may be the answer to the final dot.
-        match timeout(timeouts.data, to.flush()).await {
-            Ok(flushed) => flushed.map_err(|error| Cut::Fault(Fault::Network(error.to_string()))),
-            Err(_elapsed) => Err(Cut::Fault(Fault::Silence(timeouts.data))),
-        }
+        let flush = async {
+            loop {
+                // Both are safe to drop, as above. As long as the first has more to do, the server cannot have all, so
+                // what is read is no answer to the final dot; afterwards it may be.
+                tokio::select! {
+                    biased;
+                    flushed = to.flush() => {
+                        return flushed.map_err(|error| Cut::Fault(network(&error)));
+                    }
+                    read = from.read(input) => {
+                        if take(read, input, dialog).map_err(Cut::Fault)? {
+                            return Err(Cut::Answered);
+                        }
+                    }
+                }
+            }
+        };
+        timeout(timeouts.data, flush)
+            .await
+            .unwrap_or(Err(Cut::Fault(Fault::Silence(timeouts.data))))
     }
 }
 
@@ -365,7 +428,7 @@ fn take(read: io::Result<usize>, input: &[u8], dialog: &mut Dialog) -> Result<bo
     let octets = match read {
         Ok(0) => return Err(Fault::Closed),
         Ok(octets) => input.get(..octets).unwrap_or_default(),
-        Err(error) => return Err(Fault::Network(error.to_string())),
+        Err(error) => return Err(network(&error)),
     };
     // What it says of a login may have the login in it.
     let lines = octets.split_inclusive(|b| *b == b'\n');
@@ -373,6 +436,14 @@ fn take(read: io::Result<usize>, input: &[u8], dialog: &mut Dialog) -> Result<bo
         debug!("server: {}", Escaped(line.trim_ascii_end()));
     }
     Ok(dialog.receive(octets))
+}
+
+/// Many servers end a secured connection without saying so, which the TLS library calls unexpected.
+fn network(error: &io::Error) -> Fault {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => Fault::Closed,
+        _ => Fault::Network(error.to_string()),
+    }
 }
 
 async fn resolve(server: &str, port: u16) -> io::Result<Vec<SocketAddr>> {

@@ -36,7 +36,7 @@ pub(super) enum Step {
     /// Write this, whole.
     Write(Vec<u8>),
     /// The same, and show it to nobody.
-    WriteSecret(Vec<u8>),
+    WriteSecret(Zeroizing<Vec<u8>>),
     /// Make the connection secure, then call [`Dialog::secured`].
     StartTls,
     /// Read until [`Dialog::receive`] says that there is something; it must come within that wait.
@@ -61,6 +61,7 @@ pub(super) enum Step {
 /// Which of the time-outs of RFC 5321 4.5.3.2 a reply has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
+    Greeting,
     Command,
     /// For the 354.
     Data,
@@ -148,8 +149,8 @@ enum Command {
 impl Command {
     fn wait(self) -> Wait {
         match self {
-            Self::Greeting
-            | Self::Ehlo
+            Self::Greeting => Wait::Greeting,
+            Self::Ehlo
             | Self::Helo
             | Self::StartTls
             | Self::AuthPlain
@@ -290,6 +291,11 @@ impl Dialog {
         self.arrived.is_some()
     }
 
+    /// Whether nothing has come of a reply that is awaited.
+    pub(super) fn is_unheard(&self) -> bool {
+        self.reader.is_empty() && self.arrived.is_none()
+    }
+
     /// Begins a transaction; the last step was [`Step::Ready`].
     pub(super) fn begin(&mut self, order: Order, connection: Freshness) {
         let open = order.part.clone();
@@ -305,7 +311,7 @@ impl Dialog {
             data: false,
             content: false,
         }));
-        if !self.reader.is_empty() || self.arrived.is_some() {
+        if !self.is_unheard() {
             return self.fail(&Fault::Garbage(Garbage::OutOfTurn));
         }
         self.screen();
@@ -349,7 +355,7 @@ impl Dialog {
                 let again = match fault {
                     Fault::Closed | Fault::Network(_) | Fault::Garbage(_) | Fault::Tls(_) => true,
                     // It was waited for long enough.
-                    Fault::Silence(_) => false,
+                    Fault::Silence(_) | Fault::Mute(_) => false,
                 };
                 match again && transaction.may_move() {
                     true => self.steps.push_back(Step::Again),
@@ -434,14 +440,14 @@ impl Dialog {
             },
             Some(Command::AuthLogin) => match (reply.code.get(), &self.opening.login) {
                 (334, Some(login)) => {
-                    let name = BASE64.encode(&login.username);
+                    let name = Zeroizing::new(BASE64.encode(&login.username));
                     self.tell(Command::Username, &name);
                 }
                 _ => self.logged_in(reply),
             },
             Some(Command::Username) => match (reply.code.get(), &self.opening.login) {
                 (334, Some(login)) => {
-                    let password = BASE64.encode(login.password.as_str());
+                    let password = Zeroizing::new(BASE64.encode(login.password.as_str()));
                     self.tell(Command::Password, &password);
                 }
                 _ => self.logged_in(reply),
@@ -483,7 +489,7 @@ impl Dialog {
         match self.opening.login {
             None => self.state = State::Ready,
             Some(_) if plain => {
-                let line = format!("AUTH PLAIN {}", self.plain());
+                let line = Zeroizing::new(["AUTH PLAIN ", &self.plain()].concat());
                 // Longer lines are for after the 334 (RFC 4954 4).
                 match line.len() <= LINE {
                     true => self.tell(Command::AuthPlain, &line),
@@ -496,11 +502,11 @@ impl Dialog {
     }
 
     /// What AUTH PLAIN sends (RFC 4616 2).
-    fn plain(&self) -> String {
-        let message = self.opening.login.as_ref().map(|login| {
-            Zeroizing::new(format!("\0{}\0{}", login.username, login.password.as_str()))
-        });
-        message.map(|message| BASE64.encode(message.as_str())).unwrap_or_default()
+    fn plain(&self) -> Zeroizing<String> {
+        let Some(login) = &self.opening.login else { return Zeroizing::default() };
+        let parts = ["\0", &login.username, "\0", login.password.as_str()];
+        let message = Zeroizing::new(parts.concat());
+        Zeroizing::new(BASE64.encode(message.as_str()))
     }
 
     fn logged_in(&mut self, reply: &Reply) {
@@ -606,8 +612,10 @@ impl Dialog {
     fn without_secrets(&self, reply: &Reply) -> Reply {
         let login = self.opening.login.as_ref();
         let password = login.map_or("", |login| login.password.as_str());
-        let secrets = [password.to_owned(), BASE64.encode(password), self.plain()];
-        let has = |secret: &String| {
+        let encoded = Zeroizing::new(BASE64.encode(password));
+        let plain = self.plain();
+        let secrets = [password, &encoded, &plain];
+        let has = |secret: &&str| {
             let mut parts = reply.text.windows(secret.len().max(1));
             !secret.is_empty() && parts.any(|part| part == secret.as_bytes())
         };
@@ -631,9 +639,10 @@ impl Dialog {
         self.ask(Command::Rset, "RSET\r\n");
     }
 
-    /// Says what nobody else is to see.
+    /// Says what nobody else is to see; `concat` above and here leave no copy behind, as growing would.
     fn tell(&mut self, command: Command, line: &str) {
-        self.steps.push_back(Step::WriteSecret(format!("{line}\r\n").into()));
+        let line = Zeroizing::new([line.as_bytes(), b"\r\n"].concat());
+        self.steps.push_back(Step::WriteSecret(line));
         self.awaited.push_back(command);
     }
 

@@ -308,7 +308,8 @@ async fn a_silent_server_meets_the_deadline_of_the_stage() {
     let mut provider = server.provider();
     provider.config.command_timeout = SOON;
     let (peer, outcome) = both(server.accept(), deliver(&provider, &small())).await;
-    assert_deferred(&outcome, Scope::Provider, Stage::Greeting, "no greeting within 0.06 s");
+    let words = "no greeting within 0.06 s; a server that wants TLS from the start says nothing before: would provider.security = \"tls\" fit this port?";
+    assert_deferred(&outcome, Scope::Provider, Stage::Greeting, words);
     assert_eq!(peer.rest().await, b"");
 
     let mut provider = server.provider();

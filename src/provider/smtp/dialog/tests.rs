@@ -1187,7 +1187,7 @@ fn open(opening: &Opening, replies: &[&str]) -> Vec<String> {
         match dialog.next() {
             Step::Write(line) => seen.push(String::from_utf8(line).unwrap().trim_end().to_owned()),
             Step::WriteSecret(line) => {
-                let line = String::from_utf8(line).unwrap();
+                let line = String::from_utf8(line.to_vec()).unwrap();
                 let (verb, secret) =
                     line.trim_end().rsplit_once(' ').unwrap_or(("", line.trim_end()));
                 let secret = String::from_utf8(BASE64.decode(secret).unwrap()).unwrap();

@@ -285,3 +285,207 @@ fn a_ca_file_without_certificates_is_told_at_the_start() {
         .unwrap();
     assert!(!refused(&path).is_empty());
 }
+
+/// Where a connection can go wrong, in its order.
+const STAGES: [&str; 10] = [
+    "greeting",
+    "ehlo",
+    "starttls",
+    "handshake",
+    "ehlo again",
+    "auth",
+    "mail",
+    "rcpt",
+    "data",
+    "dot",
+];
+
+/// What is expected and said in clear, and after the handshake.
+const IN_CLEAR: [(&str, &str, &str); 3] = [
+    ("greeting", "", "220 up"),
+    ("ehlo", "EHLO me.example", "250-up\r\n250-AUTH PLAIN\r\n250 STARTTLS"),
+    ("starttls", "STARTTLS", "220 go on"),
+];
+const SECURED: [(&str, &str, &str); 5] = [
+    ("ehlo again", "EHLO me.example", "250-up\r\n250 AUTH PLAIN"),
+    ("auth", "AUTH PLAIN AG1lQHguZXhhbXBsZQBwIHc=", "235 in"),
+    ("mail", "MAIL FROM:<a@x.example>", "250 ok"),
+    ("rcpt", "RCPT TO:<r0@y.example>", "250 ok"),
+    ("data", "DATA", "354 go on"),
+];
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Drops,
+    Says(&'static [u8]),
+    /// Again and again.
+    Endless(&'static [u8]),
+    Silent,
+}
+
+/// What no client lets a server send it before it goes: what fits into the buffers of two sockets.
+const BUFFERS: usize = 32 << 20;
+
+impl Fault {
+    async fn happen<S: AsyncRead + AsyncWrite + Unpin>(self, peer: &mut Peer<S>) {
+        match self {
+            Self::Drops => return,
+            Self::Silent => {}
+            Self::Says(bytes) => {
+                peer.stream.write_all(bytes).await.unwrap();
+                peer.stream.flush().await.unwrap();
+                // Up to a RSET, or until the client goes.
+                return drop(peer.stream.fill_buf().await);
+            }
+            Self::Endless(bytes) => {
+                let (bytes, mut written) = (bytes.repeat(1_000), 0);
+                while peer.stream.write_all(&bytes).await.is_ok() {
+                    written += bytes.len();
+                    assert!(written < BUFFERS, "it reads on");
+                }
+            }
+        }
+        // Until the client goes, however it does.
+        let mut rest = Vec::new();
+        drop(peer.stream.read_to_end(&mut rest).await);
+    }
+}
+
+/// One connection, on which the fault happens at its stage. All that came in clear.
+async fn serve_with(world: &World, server: &Server, stage: &str, fault: Fault) -> Vec<String> {
+    let mut clear = Vec::new();
+    let mut peer = server.accept().await;
+    for (at, _, reply) in IN_CLEAR {
+        if at != "greeting" {
+            let mut line = String::new();
+            peer.stream.read_line(&mut line).await.unwrap();
+            clear.push(line);
+        }
+        if at == stage {
+            fault.happen(&mut peer).await;
+            return clear;
+        }
+        peer.say(reply).await;
+    }
+    if stage == "handshake" {
+        fault.happen(&mut peer).await;
+        return clear;
+    }
+    let mut peer = world.accept(peer).await;
+    for (at, command, reply) in SECURED {
+        peer.expect(&[command]).await;
+        if at == stage {
+            fault.happen(&mut peer).await;
+            return clear;
+        }
+        peer.say(reply).await;
+    }
+    peer.content().await;
+    match stage {
+        "dot" => fault.happen(&mut peer).await,
+        _ => peer.say("250 2.0.0 queued").await,
+    }
+    clear
+}
+
+/// The outcome in short, as the table of faults has it: before MAIL everyone waits, later this message.
+fn expected(stage: &str, fault: &str) -> &'static str {
+    let before_mail = STAGES.iter().position(|at| *at == stage) < Some(6);
+    match (stage, fault) {
+        ("handshake", _) => "deferred provider",
+        (_, "5xx") if before_mail => "held provider",
+        (_, _) if before_mail => "deferred provider",
+        ("rcpt", "5xx") => "failed recipient",
+        (_, "5xx") => "failed message",
+        ("rcpt", "4xx") => "deferred recipient",
+        ("dot", "421" | "4xx") => "deferred message",
+        ("dot", _) => "deferred message maybe",
+        (_, _) => "deferred message",
+    }
+}
+
+#[tokio::test]
+async fn every_fault_at_every_stage_of_a_secured_connection_has_its_outcome_and_heals() {
+    let faults = [
+        ("drop", Fault::Drops),
+        ("silence", Fault::Silent),
+        ("421", Fault::Says(b"421 4.3.2 closing\r\n")),
+        ("4xx", Fault::Says(b"451-4.3.0 not\xff\n451 4.3.0 now\n")),
+        ("5xx", Fault::Says(b"554 5.0.0 never \xe9\r\n")),
+        ("wrong code", Fault::Says(b"299 fine\r\n")),
+        ("garbage", Fault::Says(b"\x16\x03\0what?\r\n")),
+        ("two codes", Fault::Says(b"250-one\r\n354 two\r\n")),
+        ("endless line", Fault::Endless(b"250 xxxxxxxxxxxxxxxxxxxxxxxxx")),
+        ("endless reply", Fault::Endless(b"250-more\r\n")),
+    ];
+    let (world, server) = (World::good(), Server::bind().await);
+    let mut provider = world.provider(&server, Security::StartTls);
+    let patient = provider.config.clone();
+    for stage in STAGES {
+        for (name, fault) in faults {
+            let row = format!("{name} at {stage}");
+            if let Fault::Silent = fault {
+                let config = &mut provider.config;
+                match stage {
+                    "handshake" => config.connect_timeout = SOON,
+                    "data" => config.data_timeout = SOON,
+                    "dot" => config.final_timeout = SOON,
+                    _ => config.command_timeout = 5 * SOON,
+                }
+            }
+            let message = small();
+            let (clear, outcome) =
+                both(serve_with(&world, &server, stage, fault), deliver(&provider, &message)).await;
+            let cause = outcome.cause().unwrap_or_else(|| panic!("{row}: {outcome:?}"));
+            let maybe = if cause.maybe_sent { " maybe" } else { "" };
+            let got = format!("{} {}{maybe}", outcome.label(), cause.scope.label());
+            assert_eq!(got, expected(stage, name), "{row}: {cause}");
+            assert!(!cause.words.to_string().contains("p w"), "{row}");
+            let harmless = |line: &String| line == "EHLO me.example\r\n" || line == "STARTTLS\r\n";
+            assert!(clear.iter().all(harmless), "{row}: {clear:?}");
+            // It is over: the next delivery is on a new connection, and goes through.
+            provider.config = patient.clone();
+            let healed = serve_with(&world, &server, "", Fault::Drops);
+            let (_, outcome) = both(healed, deliver(&provider, &small())).await;
+            assert_delivered(&outcome);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_end_without_close_notify_is_an_end() {
+    let (world, server) = (World::good(), Server::bind().await);
+    let provider = world.provider(&server, Security::StartTls);
+    let served = serve_with(&world, &server, "mail", Fault::Drops);
+    let (_, outcome) = both(served, deliver(&provider, &small())).await;
+    let says = "the server closed the connection after MAIL";
+    assert_deferred(&outcome, Scope::Message, Stage::Mail, says);
+    let served = serve_with(&world, &server, "handshake", Fault::Drops);
+    let (_, outcome) = both(served, deliver(&provider, &small())).await;
+    let says = "no secure connection: the server closed the connection during the handshake";
+    assert_deferred(&outcome, Scope::Provider, Stage::StartTls, says);
+}
+
+/// Wherever in a content it comes, also while the last of it cannot be handed over.
+#[tokio::test]
+async fn a_refusal_by_a_server_that_reads_no_more_is_heard() {
+    let (world, server) = (World::good(), Server::bind().await);
+    let mut provider = world.provider(&server, Security::StartTls);
+    // It hears no RSET either.
+    provider.config.command_timeout = LONG / 10;
+    let content = Bytes::from(b"line\r\n".repeat(1_000_000));
+    for size in [2_500_000, 6_000_000] {
+        let submission = submission(Body::Memory(content.slice(..size)));
+        let script = async {
+            let mut peer = world.accept(up_to_starttls(&server).await).await;
+            for (_, command, reply) in SECURED {
+                peer.expect(&[command]).await;
+                peer.say(reply).await;
+            }
+            peer.say("552 5.3.4 too large").await;
+            peer
+        };
+        let (_peer, outcome) = both(script, deliver(&provider, &submission)).await;
+        assert_eq!(outcome.label(), "failed", "{size}: {outcome:?}");
+    }
+}
