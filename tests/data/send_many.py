@@ -2,7 +2,8 @@
 
     send_many.py HOST PORT COUNT CONNECTIONS FOLDER
 
-Each message is kept as FOLDER/TOKEN.eml, byte for byte as it was handed over; its Subject begins with the token.
+Each message is kept as FOLDER/TOKEN.eml, byte for byte as it was handed over; its Subject begins with the token. One
+in a hundred has no octet at all, and one in five hundred has 4 MB.
 """
 
 import pathlib
@@ -17,6 +18,8 @@ from email.policy import SMTP
 def compose(n):
     chance = random.Random(n)
     token = f"many-{n}"
+    if n % 100 == 50:
+        return token, b""
     message = EmailMessage(policy=SMTP)
     message["Subject"] = f"{token} Größenübersicht für Łódź №{n}"
     message["From"] = "Bérichte <reports@example.com>"
@@ -26,7 +29,7 @@ def compose(n):
     message.set_content(f"Guten Tag,\n\n.\n..ein Punkt\nNummer {n} – grüße\n", cte=chance.choice(["8bit", "quoted-printable", "base64"]))
     message.add_alternative(f"<html><body><p>Nummer <b>{n}</b></p></body></html>\n", subtype="html")
     # Base64 makes four of three; most are small, as mail is.
-    size = int(1_000 * 140 ** chance.random() ** 2)
+    size = 3_000_000 if n % 500 == 260 else int(1_000 * 140 ** chance.random() ** 2)
     message.add_attachment(chance.randbytes(size), maintype="application", subtype="octet-stream", filename=f"Bericht №{n}.bin")
     return token, message.as_bytes()
 

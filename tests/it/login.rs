@@ -20,7 +20,7 @@ fn mail(gateway: &Gateway, from: &str) {
 }
 
 /// The root, and the server's certificate and key in one file, for 127.0.0.1.
-fn certificates(folder: &Path) -> (PathBuf, PathBuf) {
+pub fn certificates(folder: &Path) -> (PathBuf, PathBuf) {
     let mut ca = CertificateParams::default();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca_key = KeyPair::generate().unwrap();

@@ -92,6 +92,24 @@ pub struct Postfix {
     folder: TempDir,
 }
 
+/// stunnel, which speaks TLS from the start and hands on in clear. None where it is not installed.
+#[track_caller]
+pub fn stunnel(folder: &Path, pem: &Path, to: SocketAddr) -> Option<(SocketAddr, Peer)> {
+    if !need("stunnel4") {
+        return None;
+    }
+    let (address, pem) = (free_port(), pem.display());
+    let config = folder.join("stunnel.conf");
+    let text = format!(
+        "foreground = yes\npid =\nsyslog = no\ndebug = err\n[smtps]\naccept = {address}\nconnect = {to}\ncert = {pem}\n"
+    );
+    fs::write(&config, text).unwrap();
+    let mut command = Command::new(find("stunnel4").unwrap());
+    command.arg(config).stdout(Stdio::null()).stderr(Stdio::null());
+    let peer = Peer::start(&mut command, address);
+    Some((address, peer))
+}
+
 /// How a [`Postfix`] wants to be spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Secured {
