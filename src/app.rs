@@ -3,16 +3,19 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::admin;
+use crate::clock;
 use crate::config::{self, Config, OnMail};
 use crate::delivery::dispatcher::{Dispatcher, Settings};
+use crate::delivery::operator;
 use crate::envelope::Intake;
 use crate::listener::{self, slots};
 use crate::metrics::Metrics;
@@ -25,7 +28,7 @@ use crate::spool::log::{Log, OpenError, Report};
 use crate::telemetry;
 
 /// Descriptors beside those of clients: spool, log, admin, upstream connections.
-const OTHER_DESCRIPTORS: u64 = 256 + admin::socket::PLACES as u64;
+const OTHER_DESCRIPTORS: u64 = 256 + 2 * admin::socket::PLACES as u64;
 /// How long the end waits for who has half a request open.
 const ADMIN_GRACE: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -44,6 +47,8 @@ pub struct App {
     /// Of the dispatcher.
     delivery: Shutdown,
     provider: Option<Arc<dyn Provider>>,
+    /// The file of the admin socket.
+    socket: PathBuf,
     /// Of the admin listener, which ends last.
     admin_shutdown: Shutdown,
 }
@@ -77,12 +82,15 @@ impl App {
         let provider = provider(&config)?;
         let (spool, report) = Log::open(&config.spool).await.map_err(StartError::Spool)?;
         let spool = Arc::new(spool);
+        // Behind the lock of the spool: of two daemons the second is told by that.
+        let operator_socket = bind_socket(&config.admin.socket)?;
         tell(&report);
         metrics.spool_damaged.inc_by(report.damaged.len() as u64);
 
         let (intake_is, intake) = watch::channel(intake(&config));
         let (trouble_is, trouble) = watch::channel(None);
         let (accepted_is, accepted) = mpsc::unbounded_channel();
+        let (operator, requests) = operator::channel();
         let grace = config.limits.shutdown_grace;
 
         let delivery = Shutdown::new();
@@ -95,6 +103,7 @@ impl App {
             provider.clone(),
             settings,
             accepted,
+            requests,
             Arc::clone(&metrics),
             trouble_is,
             telemetry::written(),
@@ -110,12 +119,17 @@ impl App {
             intake: intake.clone(),
             trouble,
             stopping: acceptance.token.clone(),
+            operator,
+            recent: telemetry::recent(),
+            facts: facts(&config, &bound, admin),
+            end: admin_shutdown.token.clone(),
         };
-        admin_shutdown.tasks.spawn(admin::serve(
-            admin_socket,
-            Arc::new(shared),
-            admin_shutdown.token.clone(),
-        ));
+        let shared = Arc::new(shared);
+        admin_shutdown.tasks.spawn(admin::serve(admin_socket, Arc::clone(&shared)));
+        admin_shutdown.tasks.spawn(admin::serve_operator(operator_socket, shared));
+        let socket = config.admin.socket.clone();
+        let address = format!("unix:{}", socket.display());
+        info!(event = "listening", %address, protocol = "http", "admin listens on {address}");
         info!(event = "listening", address = %admin, protocol = "http", "admin listens on http://{admin}");
 
         let abort = CancellationToken::new();
@@ -155,6 +169,7 @@ impl App {
             abort,
             delivery,
             provider,
+            socket,
             admin_shutdown,
         })
     }
@@ -176,6 +191,8 @@ impl App {
         if let Some(provider) = &self.provider {
             provider.close().await;
         }
+        // Before the spool is another's, who has a socket of that name. It may be gone already.
+        drop(std::fs::remove_file(&self.socket));
         self.spool.close().await;
         // Whoever has half a request open is cut off when the runtime ends.
         tokio::time::timeout(ADMIN_GRACE, self.admin_shutdown.stop()).await.unwrap_or_default();
@@ -243,6 +260,30 @@ async fn bind_admin(address: SocketAddr) -> Result<TcpListener, StartError> {
         let name = format!("{address} (admin.bind)");
         StartError::System(listener::cannot_bind(&name, error))
     })
+}
+
+fn bind_socket(path: &Path) -> Result<UnixListener, StartError> {
+    let bound = admin::socket::bind_private(path);
+    bound.map_err(|error| {
+        let name = format!("unix:{} (admin.socket)", path.display());
+        StartError::System(listener::cannot_bind(&name, error))
+    })
+}
+
+/// What an operator is told of the set-up.
+fn facts(config: &Config, bound: &[listener::Bound], admin: SocketAddr) -> admin::status::Facts {
+    let (provider, server, lane) = match &config.provider {
+        config::Provider::None { .. } => ("none", None, String::new()),
+        config::Provider::Smtp(section) => {
+            let server = format!("{}:{}", section.server, section.port);
+            let sender = section.sender.as_ref().map(|sender| sender.as_str().to_owned());
+            ("smtp", Some(server.clone()), sender.unwrap_or(server))
+        }
+    };
+    let smtp = bound.iter().map(|bound| format!("smtp {}", bound.name));
+    let http = [format!("http {admin}"), format!("http unix:{}", config.admin.socket.display())];
+    let listeners = smtp.chain(http).collect();
+    admin::status::Facts { started: clock::wall(), provider, server, lane, listeners }
 }
 
 /// What the listener may take, as far as the provider decides it.

@@ -63,12 +63,13 @@
 //! | `delivery::schedule` | pure, `envelope` |
 //! | `delivery::retry` | pure, `envelope`, `outcome`, `config` |
 //! | `delivery::gate` | pure, `envelope`, `outcome`, `delivery::retry` |
+//! | `delivery::operator` | `smtp::reply`, `envelope`, `outcome`, `spool`, `delivery::gate`, `telemetry` |
 //! | `delivery::dispatcher` | `smtp::address`, `smtp::reply`, `envelope`, `outcome`, `message`, `policy`, `spool`, `provider`, `delivery`, `config`, `telemetry` |
 //! | `spool` | `envelope`, `outcome`, `smtp::address`, `smtp::params`, `smtp::reply`, `config` |
 //! | `listener` | `smtp`, `envelope`, `outcome`, `message`, `policy`, `spool`, `config` |
 //! | `provider::smtp::dialog` | pure, `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `config` |
 //! | `provider` | `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `message`, `config` |
-//! | `admin` | `envelope`, `outcome`, `spool` |
+//! | `admin` | `envelope`, `outcome`, `spool`, `delivery::operator`, `telemetry` |
 //! | `sandbox` | `smtp`, `config`, `app` |
 //! | `app` | everything |
 //! | `cli` | everything |

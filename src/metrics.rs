@@ -3,12 +3,16 @@
 //! Labels come from closed sets, so the number of series does not grow with traffic (R74). There is no default
 //! registry: whoever counts holds an `Arc<Metrics>`.
 
+use std::fs;
+use std::time::Duration;
+
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
+use crate::clock;
 use crate::outcome::{Outcome, Scope, Stage};
 
 #[derive(Debug)]
@@ -28,6 +32,7 @@ pub struct Metrics {
     pub in_doubt: IntCounter,
     pub queue: IntGaugeVec,
     pub in_flight: IntGauge,
+    pub queue_bytes: IntGauge,
     pub queue_oldest: IntGauge,
     pub time_in_queue: Histogram,
     pub attempt_seconds: Histogram,
@@ -38,6 +43,38 @@ pub struct Metrics {
     pub provider_open: IntGauge,
     pub last_success: Gauge,
     pub log_lines_lost: IntCounter,
+    process: Process,
+}
+
+/// What the system says of the process; the names are those that every Prometheus client has.
+#[derive(Debug)]
+struct Process {
+    cpu_seconds: Counter,
+    resident: IntGauge,
+    open_fds: IntGauge,
+    max_fds: IntGauge,
+    start_time: Gauge,
+}
+
+impl Process {
+    /// What cannot be asked stays as it was.
+    fn measure(&self) {
+        use rustix::process::{Resource, getrlimit};
+        use rustix::time::{ClockId, clock_gettime};
+        let cpu = clock_gettime(ClockId::ProcessCPUTime);
+        let cpu = Duration::try_from(cpu).unwrap_or_default().as_secs_f64();
+        self.cpu_seconds.inc_by((cpu - self.cpu_seconds.get()).max(0.0));
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+        if let Some(pages) = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()) {
+            self.resident.set(gauge(pages.saturating_mul(rustix::param::page_size() as u64)));
+        }
+        if let Ok(open) = fs::read_dir("/proc/self/fd") {
+            // Without the one that looks.
+            self.open_fds.set(gauge((open.count() as u64).saturating_sub(1)));
+        }
+        self.max_fds.set(gauge(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)));
+    }
 }
 
 /// Why a client or a message was turned away: the label `reason`.
@@ -94,7 +131,10 @@ impl Metrics {
         let mut described = Vec::new();
         let registry = Registry::new();
         let mut opts = |name: &str, help: &str| {
-            let name = format!("mailsluice_{name}");
+            let name = match name.strip_prefix("process_") {
+                Some(_) => name.to_owned(),
+                None => format!("mailsluice_{name}"),
+            };
             described.push((name.clone(), help.to_owned()));
             Opts::new(name, help)
         };
@@ -183,6 +223,11 @@ impl Metrics {
                 ["state"]
             ),
             in_flight: metric!(IntGauge, "in_flight_messages", "Messages being sent now."),
+            queue_bytes: metric!(
+                IntGauge,
+                "queue_bytes",
+                "Octets of the contents of the messages in the spool, failed ones too."
+            ),
             queue_oldest: metric!(
                 IntGauge,
                 "queue_oldest_age_seconds",
@@ -236,6 +281,25 @@ impl Metrics {
                 "log_lines_lost_total",
                 "Log lines dropped because whoever reads the log did not keep up."
             ),
+            process: Process {
+                cpu_seconds: metric!(
+                    Counter,
+                    "process_cpu_seconds_total",
+                    "Processor time, user and system, in seconds."
+                ),
+                resident: metric!(
+                    IntGauge,
+                    "process_resident_memory_bytes",
+                    "Memory that is resident."
+                ),
+                open_fds: metric!(IntGauge, "process_open_fds", "File descriptors open now."),
+                max_fds: metric!(IntGauge, "process_max_fds", "File descriptors that may be open."),
+                start_time: metric!(
+                    Gauge,
+                    "process_start_time_seconds",
+                    "When the process started, in seconds since 1970."
+                ),
+            },
             described: Vec::new(),
             registry: registry.clone(),
         };
@@ -268,6 +332,8 @@ impl Metrics {
         for state in ["queued", "held", "failed"] {
             metrics.queue.with_label_values(&[state]);
         }
+        let started = Duration::from_millis(clock::wall().0);
+        metrics.process.start_time.set(started.as_secs_f64());
         Self { described, ..metrics }
     }
 
@@ -290,6 +356,7 @@ impl Metrics {
 
     /// The text that Prometheus scrapes (exposition format 0.0.4).
     pub fn render(&self) -> String {
+        self.process.measure();
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 

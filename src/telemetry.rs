@@ -1,6 +1,6 @@
 //! The log: one event per fact, written by one buffered thread, so that a line costs no system call.
 
-use std::fmt;
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
@@ -9,13 +9,19 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tracing::{Level, Subscriber};
-use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{FilterExt as _, LevelFilter, Targets, filter_fn};
+use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config;
 use crate::metrics::Metrics;
+use crate::telemetry::recent::Recent;
+
+mod mask;
+pub mod recent;
 
 /// Longest time that a line waits in memory.
 const FLUSH_EVERY: Duration = Duration::from_millis(100);
@@ -27,8 +33,8 @@ const LINES: usize = 16 * 1024;
 /// How long whoever must not go on before a line is written waits for that.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(1);
 
-/// The log of this process.
-static LOG: OnceLock<Written> = OnceLock::new();
+/// The log of this process, and its last events.
+static LOG: OnceLock<(Written, Arc<Recent>)> = OnceLock::new();
 
 /// Starts logging to standard error. Lines are flushed when the guard goes.
 pub fn start(config: &config::Log, metrics: Arc<Metrics>) -> io::Result<Guard> {
@@ -44,24 +50,43 @@ pub fn start(config: &config::Log, metrics: Arc<Metrics>) -> io::Result<Guard> {
         config::LogFormat::Text => false,
         config::LogFormat::Json => true,
     };
-    let (pipe, guard) = pipe(metrics)?;
+    let recent = Arc::new(Recent::default());
+    // A line that is JSON and has every event in it need not be made twice.
+    let shares_lines = json && level >= Level::INFO;
+    let own = Events { recent: Arc::clone(&recent), addresses: config.addresses };
+    let events = shares_lines.then(|| Arc::clone(&recent));
+    let (pipe, guard) = pipe(metrics, events, config.addresses)?;
     // A second start in one process (tests) keeps the first.
-    LOG.get_or_init(|| Written(Some(guard.lines.clone())));
+    LOG.get_or_init(|| (Written(Some(guard.lines.clone())), recent));
     // What libraries say is of interest only when it goes wrong.
     let filter = Targets::new().with_default(LevelFilter::WARN).with_target("mailsluice", level);
-    let subscriber = tracing_subscriber::registry().with(filter);
-    if json {
-        let layer =
-            tracing_subscriber::fmt::layer().json().flatten_event(true).with_current_span(false);
-        let layer = layer.with_span_list(false).with_target(false).with_writer(pipe);
-        install(subscriber.with(layer));
+    if shares_lines {
+        install(tracing_subscriber::registry().with(filter).with(json_lines().with_writer(pipe)));
     } else {
-        let layer =
-            tracing_subscriber::fmt::layer().with_target(false).with_ansi(false).with_writer(pipe);
-        install(subscriber.with(layer));
+        let is_event = filter_fn(|metadata| metadata.fields().field("event").is_some());
+        let ours = Targets::new().with_target("mailsluice", Level::INFO);
+        let own = json_lines().with_writer(own).with_filter(ours.and(is_event));
+        let subscriber = tracing_subscriber::registry().with(own);
+        if json {
+            install(subscriber.with(json_lines().with_writer(pipe).with_filter(filter)));
+        } else {
+            let text = fmt::layer().with_target(false).with_ansi(false);
+            install(subscriber.with(text.with_writer(pipe).with_filter(filter)));
+        }
     }
     log_panics();
     Ok(guard)
+}
+
+/// The last events of the log that [`start`] has started; before that there are none.
+pub fn recent() -> Arc<Recent> {
+    LOG.get().map(|(_, recent)| Arc::clone(recent)).unwrap_or_default()
+}
+
+fn json_lines<S: Subscriber + for<'a> LookupSpan<'a>>()
+-> fmt::Layer<S, fmt::format::JsonFields, fmt::format::Format<fmt::format::Json>> {
+    let layer = fmt::layer().json().flatten_event(true).with_current_span(false);
+    layer.with_span_list(false).with_target(false)
 }
 
 fn install(subscriber: impl Subscriber + Send + Sync + 'static) {
@@ -98,7 +123,7 @@ pub struct Written(Option<SyncSender<Line>>);
 
 /// That of the log that [`start`] has started; before that, nothing is waited for.
 pub fn written() -> Written {
-    LOG.get().cloned().unwrap_or(Written(None))
+    LOG.get().map_or(Written(None), |(written, _)| written.clone())
 }
 
 impl Written {
@@ -125,12 +150,20 @@ impl Written {
 struct Pipe {
     lines: SyncSender<Line>,
     metrics: Arc<Metrics>,
+    /// Gets the events among the lines.
+    events: Option<Arc<Recent>>,
+    /// Whether they stand as they are.
+    addresses: bool,
 }
 
 impl Write for Pipe {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let shown = shown(line, self.addresses);
+        if let Some(events) = self.events.as_ref().filter(|_| is_event(&shown)) {
+            events.push(&shown);
+        }
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
-            self.lines.try_send(Line::Text(line.to_vec()))
+            self.lines.try_send(Line::Text(shown.into_owned()))
         {
             self.metrics.log_lines_lost.inc();
         }
@@ -150,14 +183,54 @@ impl<'a> MakeWriter<'a> for Pipe {
     }
 }
 
+/// The one place where addresses are masked: whatever wrote the line, and whoever reads it.
+fn shown(line: &[u8], addresses: bool) -> Cow<'_, [u8]> {
+    match addresses {
+        true => Cow::Borrowed(line),
+        false => mask::masked(line),
+    }
+}
+
+/// Whether a JSON line has the field `event`. Within a string its quotes would be escaped.
+fn is_event(line: &[u8]) -> bool {
+    memchr::memmem::find(line, b"\"event\":\"")
+        .is_some_and(|at| line.get(at.wrapping_sub(1)) == Some(&b','))
+}
+
+/// Where the subscriber writes events that are not in the log, or not as JSON.
+#[derive(Clone)]
+struct Events {
+    recent: Arc<Recent>,
+    addresses: bool,
+}
+
+impl Write for Events {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.recent.push(&shown(line, self.addresses));
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Events {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
 /// Writes what is left when it goes.
 pub struct Guard {
     lines: SyncSender<Line>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl fmt::Debug for Guard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Guard")
     }
 }
@@ -173,11 +246,18 @@ impl Drop for Guard {
     }
 }
 
-fn pipe(metrics: Arc<Metrics>) -> io::Result<(Pipe, Guard)> {
+fn pipe(
+    metrics: Arc<Metrics>,
+    events: Option<Arc<Recent>>,
+    addresses: bool,
+) -> io::Result<(Pipe, Guard)> {
     let (lines, taken) = sync_channel(LINES);
     let thread =
         std::thread::Builder::new().name("log".to_owned()).spawn(move || write_lines(&taken))?;
-    Ok((Pipe { lines: lines.clone(), metrics }, Guard { lines, thread: Some(thread) }))
+    Ok((
+        Pipe { lines: lines.clone(), metrics, events, addresses },
+        Guard { lines, thread: Some(thread) },
+    ))
 }
 
 fn write_lines(lines: &Receiver<Line>) {

@@ -1,24 +1,37 @@
-//! The HTTP side: `/livez`, `/readyz`, `/metrics`. Read-only, on loopback.
+//! The HTTP side: `/livez`, `/readyz`, `/metrics`, read-only, on loopback; the same and the queue on a Unix socket, which
+//! only the user of the daemon can open.
 
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use tokio::net::TcpListener;
+use axum::routing::{get, post};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use crate::clock;
+use crate::delivery::operator::Operator;
 use crate::envelope::{Intake, QueueState};
 use crate::metrics::Metrics;
 use crate::outcome::Cause;
 use crate::spool::Spool;
+use crate::telemetry::recent::Recent;
 
+pub mod filter;
+mod log;
+mod queue;
 pub(crate) mod socket;
+pub mod status;
+mod stream;
+mod view;
+
+/// Octets of a request's body: a thousand ids are less.
+const BODY: usize = 256 * 1024;
 
 /// What the answers are made of.
 pub struct Shared<S> {
@@ -29,17 +42,49 @@ pub struct Shared<S> {
     pub trouble: watch::Receiver<Option<Cause>>,
     /// Fires when the daemon begins to stop.
     pub stopping: CancellationToken,
+    pub operator: Operator,
+    pub recent: Arc<Recent>,
+    pub facts: status::Facts,
+    /// Fires when whoever still listens is to be let go.
+    pub end: CancellationToken,
 }
 
-/// Serves until `stop` fires.
-pub async fn serve<S: Spool>(socket: TcpListener, shared: Arc<Shared<S>>, stop: CancellationToken) {
-    let router = Router::new()
+/// Serves what anyone on this machine may see, until the end.
+pub async fn serve<S: Spool>(socket: TcpListener, shared: Arc<Shared<S>>) {
+    let end = shared.end.clone();
+    serve_on(socket, looks().with_state(shared), end).await;
+}
+
+/// Serves the operator, until the end.
+pub async fn serve_operator<S: Spool>(socket: UnixListener, shared: Arc<Shared<S>>) {
+    let end = shared.end.clone();
+    let router = looks()
+        .route("/api/v1/status", get(status::status::<S>))
+        .route("/api/v1/log", get(log::log::<S>))
+        .route("/api/v1/queue", get(queue::list::<S>).delete(queue::delete::<S>))
+        .route("/api/v1/queue/retry", post(queue::retry::<S>))
+        .route("/api/v1/queue/hold", post(queue::hold::<S>))
+        .route("/api/v1/queue/release", post(queue::release::<S>))
+        .route("/api/v1/queue/{id}", get(queue::show::<S>))
+        .route("/api/v1/queue/{id}/content", get(queue::content::<S>))
+        .layer(DefaultBodyLimit::max(BODY))
+        .with_state(shared);
+    serve_on(socket, router, end).await;
+}
+
+fn looks<S: Spool>() -> Router<Arc<Shared<S>>> {
+    Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz::<S>))
         .route("/metrics", get(metrics::<S>))
-        .with_state(shared);
-    let socket = socket::Guarded::new(socket);
-    let served = axum::serve(socket, router).with_graceful_shutdown(stop.cancelled_owned()).await;
+}
+
+async fn serve_on<L: socket::Source>(listener: L, router: Router, end: CancellationToken)
+where
+    L::Address: std::fmt::Debug,
+{
+    let listener = socket::Guarded::new(listener);
+    let served = axum::serve(listener, router).with_graceful_shutdown(end.cancelled_owned()).await;
     if let Err(error) = served {
         error!(%error, "the admin listener ended: {error}");
     }
@@ -81,20 +126,28 @@ async fn metrics<S: Spool>(State(shared): State<Arc<Shared<S>>>) -> Response {
     shared.metrics.spool_used.set(gauge(health.used));
     let failed = i64::try_from(health.failed).unwrap_or(i64::MAX);
     shared.metrics.queue.with_label_values(&["failed"]).set(failed);
-    shared.metrics.queue_oldest.set(gauge(oldest_age(shared.spool.as_ref())));
+    let (oldest, octets) = walk(shared.spool.as_ref()).await;
+    shared.metrics.queue_oldest.set(gauge(oldest));
+    shared.metrics.queue_bytes.set(gauge(octets));
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], shared.metrics.render()).into_response()
 }
 
-/// In seconds. Ids sort by the time of acceptance.
-fn oldest_age<S: Spool>(spool: &S) -> u64 {
-    let mut after = None;
+/// The age of the oldest queued message, in seconds, and the octets of all. Ids sort by the time of acceptance.
+async fn walk<S: Spool>(spool: &S) -> (u64, u64) {
+    let (mut after, mut oldest, mut octets) = (None, None, 0_u64);
     loop {
         let heads = spool.heads(after, 1_000);
-        let Some(last) = heads.last() else { return 0 };
-        if let Some(oldest) = heads.iter().find(|head| head.state == QueueState::Queued) {
-            return clock::wall().since(oldest.id.accepted()).as_secs();
-        }
+        let Some(last) = heads.last() else { break };
         after = Some(last.id);
+        for head in heads {
+            octets = octets.saturating_add(head.size);
+            if oldest.is_none() && head.state == QueueState::Queued {
+                oldest = Some(clock::wall().since(head.id.accepted()).as_secs());
+            }
+        }
+        // Mail has its turn in between.
+        tokio::task::yield_now().await;
     }
+    (oldest.unwrap_or(0), octets)
 }

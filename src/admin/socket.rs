@@ -1,15 +1,20 @@
 //! The listener below the HTTP server: few connections at once, and none that says nothing.
 
+use std::fs::{self, Permissions};
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::serve::Listener;
+use rustix::fs::Mode;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 
@@ -22,22 +27,85 @@ const IDLE: Duration = Duration::from_secs(10);
 /// After an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-pub(crate) struct Guarded {
-    socket: TcpListener,
+/// Pending connections that the kernel keeps.
+const BACKLOG: i32 = 64;
+
+/// Listens on `path` for the user of this process alone. What a dead daemon left there is replaced, and nothing else.
+pub(crate) fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    if let Ok(found) = fs::symlink_metadata(path) {
+        if !found.file_type().is_socket() {
+            let what = "a file that is no socket is in the way";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
+        }
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        fs::remove_file(path)?;
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // The file gets the mode that the socket has, less what the umask takes: it is at no time open to others.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    UnixListener::from_std(socket.into())
+}
+
+/// What connections come from.
+pub(crate) trait Source: Send + 'static {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    type Address: Send;
+
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Address)>> + Send;
+
+    fn local_address(&self) -> io::Result<Self::Address>;
+}
+
+impl Source for TcpListener {
+    type Stream = TcpStream;
+    type Address = SocketAddr;
+
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        Self::accept(self).await
+    }
+
+    fn local_address(&self) -> io::Result<SocketAddr> {
+        self.local_addr()
+    }
+}
+
+impl Source for UnixListener {
+    type Stream = UnixStream;
+    type Address = PathBuf;
+
+    async fn accept(&self) -> io::Result<(UnixStream, PathBuf)> {
+        let (stream, _) = Self::accept(self).await?;
+        Ok((stream, PathBuf::new()))
+    }
+
+    fn local_address(&self) -> io::Result<PathBuf> {
+        let address = self.local_addr()?;
+        Ok(address.as_pathname().map(Path::to_path_buf).unwrap_or_default())
+    }
+}
+
+pub(crate) struct Guarded<L> {
+    socket: L,
     places: Arc<Semaphore>,
 }
 
-impl Guarded {
-    pub(crate) fn new(socket: TcpListener) -> Self {
+impl<L> Guarded<L> {
+    pub(crate) fn new(socket: L) -> Self {
         Self { socket, places: Arc::new(Semaphore::new(PLACES)) }
     }
 }
 
-impl Listener for Guarded {
-    type Io = Connection;
-    type Addr = SocketAddr;
+impl<L: Source> Listener for Guarded<L> {
+    type Io = Connection<L::Stream>;
+    type Addr = L::Address;
 
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         loop {
             let place = Arc::clone(&self.places).acquire_owned().await;
             match (place, self.socket.accept().await) {
@@ -50,20 +118,20 @@ impl Listener for Guarded {
         }
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+    fn local_addr(&self) -> io::Result<L::Address> {
+        self.socket.local_address()
     }
 }
 
-pub(crate) struct Connection {
-    stream: TcpStream,
+pub(crate) struct Connection<T> {
+    stream: T,
     deadline: Pin<Box<Sleep>>,
     _place: OwnedSemaphorePermit,
 }
 
-impl Connection {
+impl<T> Connection<T> {
     /// What moved puts the deadline off; what did not may have met it.
-    fn watch<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn watch<R>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
         if poll.is_ready() {
             self.deadline.as_mut().reset((clock::now() + IDLE).into());
             return poll;
@@ -72,7 +140,7 @@ impl Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -84,7 +152,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -101,5 +169,23 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_private_and_only_a_dead_one_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        drop(bind_private(&path).unwrap());
+        let _served = bind_private(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+        assert_eq!(bind_private(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert_eq!(bind_private(&file).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     }
 }

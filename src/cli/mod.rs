@@ -8,10 +8,14 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod check;
+mod daemon;
 mod health;
+mod log;
+mod queue;
 mod run;
 mod sandbox;
 mod spool;
+mod status;
 mod version;
 
 /// Exit codes, as sysexits(3) has them.
@@ -52,6 +56,12 @@ enum Command {
     Health(ConfigArgs),
     /// Run the gateway against a stand-in upstream with an inbox, to try it or to test an application
     Sandbox(sandbox::Args),
+    /// Look at the queue of the running gateway and act on it: list, show, retry, hold, release, delete and export messages
+    Queue(queue::Args),
+    /// Show the running gateway on one screen
+    Status(status::Args),
+    /// Show the last events of the running gateway, and follow them
+    Log(log::Args),
     /// Look at a spool whose daemon is down or cannot start: list, print, verify and export messages
     Spool(spool::Args),
     /// Print the version
@@ -85,6 +95,9 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args.config),
         Command::Health(args) => health::run(&args.config),
         Command::Sandbox(args) => sandbox::run(&args),
+        Command::Queue(args) => queue::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Log(args) => log::run(&args),
         Command::Spool(args) => spool::run(&args),
         Command::Version => version::run(),
     }

@@ -79,7 +79,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
     };
     let level =
         if args.message.is_some() { config::LogLevel::Error } else { config::LogLevel::Info };
-    let log = config::Log { level, format: config::LogFormat::Text };
+    let log = config::Log { level, format: config::LogFormat::Text, addresses: true };
     let _log = telemetry::start(&log, Arc::new(Metrics::new())).ok();
     let folder = match Folder::make() {
         Ok(folder) => folder,

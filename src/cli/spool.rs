@@ -1,6 +1,6 @@
 //! `mailsluice spool`: looks at a spool whose daemon is down or cannot start, and changes nothing in it.
 
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, StdoutLock, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -11,6 +11,7 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 use serde::Serialize;
 
+use crate::clock::Time;
 use crate::config::Secrets;
 use crate::envelope::{Head, Priority, QueueState, Rcpt, RcptStatus, SpoolId, UnixMillis};
 use crate::smtp::params::{Notify, Ret};
@@ -156,7 +157,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
     }
 }
 
-fn parse_id(text: &str) -> Result<SpoolId, String> {
+pub(super) fn parse_id(text: &str) -> Result<SpoolId, String> {
     SpoolId::parse(text).ok_or_else(|| "not the id of a message".to_owned())
 }
 
@@ -315,7 +316,7 @@ fn verify(place: &Place, out: &mut Out<'_>) -> Result<u8, Stop> {
     Ok(if damages > 0 { super::EX_DATAERR } else { 0 })
 }
 
-fn several(count: usize, noun: &str) -> String {
+pub(super) fn several(count: usize, noun: &str) -> String {
     match count {
         1 => format!("1 {noun}"),
         _ => format!("{count} {noun}s"),
@@ -664,12 +665,12 @@ fn notify(notify: Notify) -> Option<String> {
 }
 
 /// Text from outside made fit for a terminal, as in the log.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     Escaped(text.as_bytes()).to_string()
 }
 
 /// JSON in ASCII: exact for a script, and harmless on a terminal.
-fn ascii(json: serde_json::Result<String>) -> String {
+pub(super) fn ascii(json: serde_json::Result<String>) -> String {
     let json = json.expect("strings, numbers and lists can always be written");
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
@@ -686,45 +687,9 @@ fn ascii(json: serde_json::Result<String>) -> String {
     out
 }
 
-/// A time of day in UTC (RFC 3339), to the second.
-struct Time(UnixMillis);
-
-impl fmt::Display for Time {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.0.0 / 1000;
-        let (year, month, day) = date(seconds / 86_400);
-        let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-    }
-}
-
-/// Year, month and day in the Gregorian calendar. Counted in eras of 400 years from March of the year 0, so that the day
-/// of a leap year is the last of its year.
-fn date(days_since_1970: u64) -> (u64, u64, u64) {
-    let days = days_since_1970 + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (era * 400 + year + u64::from(month <= 2), month, day)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_time_is_shown_in_utc() {
-        let check = |millis, expected| assert_eq!(Time(UnixMillis(millis)).to_string(), expected);
-        check(0, "1970-01-01T00:00:00Z");
-        check(951_782_399_999, "2000-02-28T23:59:59Z");
-        check(951_782_400_000, "2000-02-29T00:00:00Z");
-        check(951_868_800_000, "2000-03-01T00:00:00Z");
-        check(1_795_502_531_000, "2026-11-24T06:42:11Z");
-        check(4_107_542_400_000, "2100-03-01T00:00:00Z");
-    }
 
     #[test]
     fn json_is_ascii_and_says_the_same() {

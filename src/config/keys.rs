@@ -328,8 +328,8 @@ const KEYS: &[Key] = &[
 
     key("admin.bind", Type::Address, Is("\"127.0.0.1:9925\""), Now,
         "HTTP: health and metrics. Loopback only."),
-    key("admin.socket", Type::Path, Says("beside the spool"), Later,
-        "The same by a Unix socket, for the command line."),
+    key("admin.socket", Type::Path, Says("`admin.sock` beside the spool"), Now,
+        "The same and the queue by a Unix socket (0600), for the command line."),
     key("admin.token_file", Type::Path, Nothing, Later,
         "File with the token that callers show."),
 
@@ -337,7 +337,7 @@ const KEYS: &[Key] = &[
         "How much is logged."),
     key("log.format", Type::Choice(&["auto", "text", "json", "journald"]), Is("\"auto\""), Only(&["auto", "text", "json"]),
         "`auto` is text on a terminal, else JSON lines."),
-    key("log.addresses", Type::Flag, Is("true"), Only(&["true"]),
+    key("log.addresses", Type::Flag, Is("true"), Now,
         "Whether mail addresses stand in the log; false masks their local parts."),
 ];
 

@@ -303,7 +303,7 @@ impl Tables {
                 min_free: self.spool.integer("min_free"),
                 keep_failed: self.spool.duration("keep_failed"),
             },
-            admin: Admin { bind: self.admin.address("bind") },
+            admin: Admin { bind: self.admin.address("bind"), socket: self.admin_socket() },
             log: Log {
                 level: match self.log.text("level").as_str() {
                     "error" => LogLevel::Error,
@@ -317,7 +317,16 @@ impl Tables {
                     "json" => LogFormat::Json,
                     _ => LogFormat::Auto,
                 },
+                addresses: self.log.flag("addresses"),
             },
+        }
+    }
+
+    /// Beside the spool: it is there before a folder under `/run` could be made, and its folder is ours.
+    fn admin_socket(&self) -> PathBuf {
+        match self.admin.value("socket") {
+            Some(Value::Path(path)) => path,
+            _ => self.spool.path("path").with_file_name("admin.sock"),
         }
     }
 
@@ -756,6 +765,13 @@ impl Section {
     fn bind(&self, name: &str) -> Bind {
         self.take(name, |value| match value {
             Value::Bind(bind) => Some(bind),
+            _ => None,
+        })
+    }
+
+    fn flag(&self, name: &str) -> bool {
+        self.take(name, |value| match value {
+            Value::Flag(flag) => Some(flag),
             _ => None,
         })
     }

@@ -218,12 +218,16 @@ pub struct Spool {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Admin {
     pub bind: SocketAddr,
+    /// The Unix socket for the command line.
+    pub socket: PathBuf,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Log {
     pub level: LogLevel,
     pub format: LogFormat,
+    /// Whether mail addresses stand as they are; else their local parts are masked.
+    pub addresses: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 use crate::clock;
 use crate::config::{InDoubt, Retry};
 use crate::delivery::gate::{Admit, Change, Gate, Pass};
+use crate::delivery::operator::{self, Answer, Look, Place, Request, Requests, Subject, Work};
 use crate::delivery::retry;
 use crate::delivery::schedule::{Schedule, Turn};
 use crate::envelope::{Head, Progress, QueueState, RcptStatus, SpoolId, UnixMillis};
@@ -58,6 +59,21 @@ pub struct Dispatcher<S> {
     /// What a former run was sending when it ended.
     in_doubt: Vec<SpoolId>,
     held: usize,
+    /// Queued on disk, but they cannot be read back.
+    unreadable: HashSet<SpoolId>,
+    requests: Requests,
+    /// What operators asked for and has not begun; each of them waits for its answer.
+    asked: VecDeque<operator::Change>,
+    /// The change that is being carried out, one at a time, and the messages that it is about.
+    change: JoinSet<Vec<(SpoolId, Answer, Place)>>,
+    changing: Vec<(SpoolId, Place)>,
+    answering: Option<Answering>,
+}
+
+/// Who waits for a change, and the answers that are known already.
+struct Answering {
+    reply: oneshot::Sender<Vec<(SpoolId, Answer)>>,
+    answers: Vec<(SpoolId, Answer)>,
 }
 
 /// What every attempt needs.
@@ -78,6 +94,8 @@ enum Ended {
     Again(Instant),
     /// It waits for an operator.
     Held,
+    /// It cannot be read back, and waits for an operator.
+    Unreadable,
     /// Delivered, or failed: nothing is left to try. Or someone else has taken it out of the queue.
     Done,
 }
@@ -90,6 +108,7 @@ impl<S: Spool> Dispatcher<S> {
         provider: Option<Arc<dyn Provider>>,
         settings: Settings,
         accepted: mpsc::UnboundedReceiver<SpoolId>,
+        requests: Requests,
         metrics: Arc<Metrics>,
         trouble: watch::Sender<Trouble>,
         log: Written,
@@ -105,6 +124,12 @@ impl<S: Spool> Dispatcher<S> {
             retrying: HashSet::new(),
             in_doubt: Vec::new(),
             held: 0,
+            unreadable: HashSet::new(),
+            requests,
+            asked: VecDeque::new(),
+            change: JoinSet::new(),
+            changing: Vec::new(),
+            answering: None,
         }
     }
 
@@ -117,6 +142,7 @@ impl<S: Spool> Dispatcher<S> {
             self.in_flight.insert(task.id(), (id, Pass::Free));
         }
         loop {
+            self.begin_change();
             let wake_at = self.begin_what_is_due();
             self.count();
             // Each branch may be dropped mid-way: joining, receiving and sleeping take nothing unless they are ready.
@@ -125,6 +151,8 @@ impl<S: Spool> Dispatcher<S> {
                 () = stop.cancelled() => break,
                 Some(ended) = self.attempts.join_next_with_id() => self.ended(ended),
                 Some(id) = self.accepted.recv() => self.take(id),
+                Some(changed) = self.change.join_next() => self.changed(changed.ok()),
+                Some(request) = self.requests.next() => self.asked(request),
                 () = sleep_until(wake_at) => {}
             }
         }
@@ -209,6 +237,9 @@ impl<S: Spool> Dispatcher<S> {
         match ended {
             Some(Ended::Again(at)) => self.put_back(id, at),
             Some(Ended::Held) => self.held += 1,
+            Some(Ended::Unreadable) => {
+                self.unreadable.insert(id);
+            }
             Some(Ended::Done) => {}
             // The attempt panicked: the message is put back, a while later, whatever it was.
             None => {
@@ -218,6 +249,105 @@ impl<S: Spool> Dispatcher<S> {
         }
     }
 
+    fn asked(&mut self, request: Request) {
+        match request {
+            Request::Change(change) => self.asked.push_back(change),
+            Request::Look(reply) => {
+                let mut in_flight: Vec<_> = self.in_flight.values().map(|(id, _)| *id).collect();
+                in_flight.sort_unstable();
+                let mut unreadable: Vec<_> = self.unreadable.iter().copied().collect();
+                unreadable.sort_unstable();
+                let closed = operator::closed(&self.shared.gate(), clock::now(), clock::wall());
+                // Who asked may have gone.
+                reply.send(Look { in_flight, unreadable, closed }).unwrap_or_default();
+            }
+        }
+    }
+
+    /// Takes the messages that the next change is about out of the schedule, so that no attempt begins at them, and has
+    /// it carried out.
+    fn begin_change(&mut self) {
+        if self.answering.is_some() {
+            return;
+        }
+        let Some(operator::Change { verb, ids, reply }) = self.asked.pop_front() else { return };
+        let in_flight: HashSet<_> = self.in_flight.values().map(|(id, _)| *id).collect();
+        let heads: Vec<_> = ids.iter().map(|id| (*id, self.shared.spool.head(*id))).collect();
+        let is_queued =
+            |head: &Option<Head>| head.is_some_and(|head| head.state == QueueState::Queued);
+        let queued: HashSet<_> =
+            heads.iter().filter(|(_, head)| is_queued(head)).map(|(id, _)| *id).collect();
+        let mut waited = match queued.is_empty() {
+            true => HashMap::new(),
+            false => self.schedule.remove_all(&queued),
+        };
+        let mut answering = Answering { reply, answers: Vec::new() };
+        let mut seen = HashSet::new();
+        for (id, head) in heads {
+            if !seen.insert(id) {
+                continue;
+            }
+            let was = match head.map(|head| head.state) {
+                None => Err(Answer::NotFound),
+                Some(_) if in_flight.contains(&id) => {
+                    Err(Answer::Busy("it is being sent now; try again when that has ended"))
+                }
+                Some(QueueState::Held) => Ok(Place::Held),
+                Some(QueueState::Failed) => Ok(Place::Out),
+                Some(QueueState::Queued) => match waited.remove(&id) {
+                    Some(at) => Ok(Place::Due(at)),
+                    None if self.unreadable.contains(&id) => Ok(Place::Unreadable),
+                    None => Err(Answer::Busy("it was accepted this moment; try again")),
+                },
+            };
+            match was {
+                Ok(was) => self.changing.push((id, was)),
+                Err(answer) => answering.answers.push((id, answer)),
+            }
+        }
+        let subjects = self.changing.iter().map(|(id, was)| Subject { id: *id, was: *was });
+        let shared = &self.shared;
+        let work = Work {
+            spool: Arc::clone(&shared.spool),
+            metrics: Arc::clone(&shared.metrics),
+            log: shared.log.clone(),
+            verb,
+        };
+        self.change.spawn(work.carry_out(subjects.collect()));
+        self.answering = Some(answering);
+    }
+
+    /// A change has ended, or panicked: then the messages are what they were before, as far as anyone knows, and an
+    /// attempt finds out.
+    fn changed(&mut self, done: Option<Vec<(SpoolId, Answer, Place)>>) {
+        let changing = mem::take(&mut self.changing);
+        let lost = || Answer::Error("the change ended before its end; the log says why".to_owned());
+        let done =
+            done.unwrap_or_else(|| changing.iter().map(|(id, was)| (*id, lost(), *was)).collect());
+        let was: HashMap<_, _> = changing.into_iter().collect();
+        let Some(Answering { reply, mut answers }) = self.answering.take() else { return };
+        for (id, answer, place) in done {
+            match was.get(&id) {
+                Some(Place::Held) => self.held = self.held.saturating_sub(1),
+                Some(Place::Unreadable) => {
+                    self.unreadable.remove(&id);
+                }
+                Some(Place::Due(_) | Place::Out) | None => {}
+            }
+            match place {
+                Place::Due(at) => self.put_back(id, at),
+                Place::Held => self.held += 1,
+                Place::Unreadable => {
+                    self.unreadable.insert(id);
+                }
+                Place::Out => {}
+            }
+            answers.push((id, answer));
+        }
+        // Who asked may have gone.
+        reply.send(answers).unwrap_or_default();
+    }
+
     /// The gauges follow the queue. Failed messages are the spool's to count.
     fn count(&self) {
         let metrics = &self.shared.metrics;
@@ -225,14 +355,20 @@ impl<S: Spool> Dispatcher<S> {
         let count = |state, n: usize| {
             metrics.queue.with_label_values(&[state]).set(i64::try_from(n).unwrap_or(i64::MAX));
         };
-        count("queued", self.schedule.len() + in_flight);
-        count("held", self.held);
+        let changing = self.changing.iter().filter(|(_, was)| matches!(was, Place::Due(_))).count();
+        count("queued", self.schedule.len() + in_flight + changing);
+        count("held", self.held + self.unreadable.len());
         metrics.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
     }
 
     /// Lets what is under way end within `grace`; what does not is in doubt where its content was given away.
     async fn finish(&mut self, grace: Duration) {
-        let all = async { while self.attempts.join_next().await.is_some() {} };
+        let all = async {
+            while self.attempts.join_next().await.is_some() {}
+            while let Some(changed) = self.change.join_next().await {
+                self.changed(changed.ok());
+            }
+        };
         if tokio::time::timeout(grace, all).await.is_err() {
             let n = self.attempts.len();
             warn!(
@@ -344,7 +480,7 @@ async fn read_back<S: Spool>(shared: &Shared<S>, id: SpoolId) -> Result<Stored, 
         Err(error @ SpoolError::Damaged(..)) => {
             error!(event = "held", %id, %error, "message {id} cannot be read back and waits: {error}; it stays in the spool");
             shared.metrics.spool_damaged.inc();
-            Err(Ended::Held)
+            Err(Ended::Unreadable)
         }
         // No descriptor, no memory, a disk that is away: nothing that the message could help, and it may pass.
         Err(

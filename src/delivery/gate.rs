@@ -84,6 +84,11 @@ impl Gate {
         self.closed.as_ref().map(|closed| (&closed.why, closed.until))
     }
 
+    /// Since when it is closed.
+    pub fn closed_since(&self) -> Option<Instant> {
+        self.closed.as_ref().map(|closed| closed.since)
+    }
+
     /// How many attempts may be under way, of the `most` that are configured.
     pub fn allowance(&self, most: usize) -> usize {
         self.shrunk.map_or(most, |(shrunk, _)| shrunk.min(most))

@@ -3,6 +3,7 @@
 //! There is one lane: the account of the upstream. Within it, messages that were never tried and those that were take
 //! turns, so that thousands that are deferred again and again do not make new mail wait (R44).
 
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use crate::envelope::SpoolId;
@@ -76,6 +77,22 @@ impl Schedule {
         Some((SpoolId::from_u128(u128::from_be_bytes(id)), turn))
     }
 
+    /// Takes out those of `ids` that wait here, with the time at which each is due. O(n), once for all of them: nothing
+    /// but an operator asks for a message by its id.
+    pub fn remove_all(&mut self, ids: &HashSet<SpoolId>) -> HashMap<SpoolId, Instant> {
+        let id_of = |id: &[u8; 16]| SpoolId::from_u128(u128::from_be_bytes(*id));
+        let mut removed = HashMap::new();
+        for waiting in [&mut self.first, &mut self.again] {
+            let keys = waiting.iter().map(|(key, ())| *key);
+            let keys: Vec<_> = keys.filter(|(_, id)| ids.contains(&id_of(id))).collect();
+            for key in keys {
+                waiting.remove(&key);
+                removed.insert(id_of(&key.1), self.began + Duration::from_micros(key.0));
+            }
+        }
+        removed
+    }
+
     /// When the next message is due, as in [`Schedule::pop`]; it may be past.
     pub fn next_at(&self, again: bool) -> Option<Instant> {
         let first = self.first_at(&self.first);
@@ -125,6 +142,23 @@ mod tests {
         }
         let octets = schedule.first.octets();
         assert!(octets < 28 * schedule.len(), "{octets} for {}", schedule.len());
+    }
+
+    #[test]
+    fn what_an_operator_asks_for_is_taken_out_with_its_time_and_the_rest_stays() {
+        let now = crate::clock::now();
+        let mut schedule = Schedule::new(now);
+        for n in 0..1_000_u64 {
+            let turn = if n < 100 { Turn::First } else { Turn::Again };
+            schedule.push(id(n.into()), turn, now + Duration::from_secs(n % 7));
+        }
+        let asked = HashSet::from([id(3), id(500), id(5_000)]);
+        let removed = schedule.remove_all(&asked);
+        let expected = [(id(3), 3), (id(500), 3)];
+        let expected = expected.map(|(id, secs)| (id, now + Duration::from_secs(secs)));
+        assert_eq!(removed, HashMap::from(expected));
+        assert_eq!(schedule.len(), 998);
+        assert!(schedule.remove_all(&asked).is_empty());
     }
 
     #[test]

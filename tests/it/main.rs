@@ -33,6 +33,8 @@ mod lifecycle;
 mod login;
 /// Postfix, swaks, smtplib and curl.
 mod peers;
+/// The queue, for operators.
+mod queue;
 /// Who readers see as the sender.
 mod sender;
 /// README, sample, metrics, import table: they say what is true.

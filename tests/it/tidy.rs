@@ -216,7 +216,9 @@ fn a_running_gateway_shows_every_metric_that_has_no_label() {
 #[test]
 fn the_readme_names_every_command_and_every_fault_address() {
     let readme = read("README.md");
-    for command in ["run", "check", "health", "sandbox", "spool", "version"] {
+    for command in
+        ["run", "check", "health", "sandbox", "queue", "status", "log", "spool", "version"]
+    {
         assert!(readme.contains(&format!("mailsluice {command}")), "{command}");
     }
     for (address, _) in mailsluice::sandbox::upstream::FAULTS {

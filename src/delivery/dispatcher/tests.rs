@@ -228,11 +228,13 @@ impl Stand {
         let fake = Arc::new(Fake { spool, script, calls: Mutex::default(), recipients });
         let retry = self.retry.clone();
         let (_accepted, accepted) = mpsc::unbounded_channel();
+        let (_operator, requests) = operator::channel();
         let mut dispatcher = Dispatcher::new(
             Arc::clone(&self.spool),
             Some(Arc::clone(&fake) as Arc<dyn Provider>),
             Settings { retry, concurrency: self.concurrency, policy: preserve() },
             accepted,
+            requests,
             Arc::clone(&self.metrics),
             watch::Sender::new(None),
             self.log.clone(),

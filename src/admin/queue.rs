@@ -1,0 +1,335 @@
+//! The queue, for operators: listed, told, and changed. Each request is bounded in what it reads and how long it takes;
+//! who wants more goes on from `next`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Path, Query, State as Has};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::admin::filter::{Filter, State};
+use crate::admin::view::{self, Changed, Item, Story, Surroundings};
+use crate::admin::{Shared, stream};
+use crate::clock;
+use crate::delivery::operator::{Look, Stopping, Verb};
+use crate::envelope::{BodyReader, Head, SpoolId};
+use crate::spool::{Spool, SpoolError, Stored};
+
+/// Messages of a page, or that one request changes.
+const MOST: usize = 1_000;
+const PAGE: usize = 100;
+/// Heads that are looked at before others have their turn.
+const HEADS: usize = 1_000;
+/// A request that has looked for so long answers with what it has found.
+const LOOK_FOR: Duration = Duration::from_secs(2);
+
+/// An answer that is none: what is said of it.
+pub(super) struct Refused(StatusCode, String);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        #[derive(Serialize)]
+        struct Error {
+            error: String,
+        }
+        (self.0, Json(Error { error: self.1 })).into_response()
+    }
+}
+
+impl From<Stopping> for Refused {
+    fn from(stopping: Stopping) -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, stopping.to_string())
+    }
+}
+
+impl From<SpoolError> for Refused {
+    fn from(error: SpoolError) -> Self {
+        let status = match error {
+            SpoolError::Unknown(_) => StatusCode::NOT_FOUND,
+            SpoolError::Closed => StatusCode::SERVICE_UNAVAILABLE,
+            SpoolError::Full
+            | SpoolError::Refused(..)
+            | SpoolError::Unfit(..)
+            | SpoolError::Damaged(..)
+            | SpoolError::Io(..) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self(status, error.to_string())
+    }
+}
+
+impl From<QueryRejection> for Refused {
+    fn from(rejection: QueryRejection) -> Self {
+        Self(StatusCode::BAD_REQUEST, rejection.body_text())
+    }
+}
+
+impl From<JsonRejection> for Refused {
+    fn from(rejection: JsonRejection) -> Self {
+        Self(rejection.status(), rejection.body_text())
+    }
+}
+
+fn bad(words: impl Into<String>) -> Refused {
+    Refused(StatusCode::BAD_REQUEST, words.into())
+}
+
+fn id(text: &str) -> Result<SpoolId, Refused> {
+    SpoolId::parse(text).ok_or_else(|| bad("that is not the id of a message"))
+}
+
+/// Where a listing goes on, and how far.
+#[derive(Debug, Default)]
+struct Span {
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+impl Span {
+    /// What a query says, and the filter that is the rest of it.
+    fn parse(pairs: Vec<(String, String)>) -> Result<(Self, Filter), Refused> {
+        let mut span = Self::default();
+        let mut rest = serde_json::Map::new();
+        for (name, value) in pairs {
+            match name.as_str() {
+                "after" => span.after = Some(value),
+                "limit" => {
+                    let limit = value.parse().map_err(|_not_one| bad("limit is a number"))?;
+                    span.limit = Some(limit);
+                }
+                _ => {
+                    rest.insert(name, value.into());
+                }
+            }
+        }
+        let filter = serde_json::from_value(rest.into()).map_err(|error| bad(error.to_string()))?;
+        Ok((span, filter))
+    }
+
+    fn after(&self) -> Result<Option<SpoolId>, Refused> {
+        self.after.as_deref().map(id).transpose()
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Page {
+    messages: Vec<Item>,
+    /// Where to go on; none when all was seen.
+    next: Option<String>,
+}
+
+/// `GET /api/v1/queue`.
+pub(super) async fn list<S: Spool>(
+    Has(shared): Has<Arc<Shared<S>>>,
+    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
+) -> Result<Json<Page>, Refused> {
+    let (span, filter) = Span::parse(query?.0)?;
+    let look = shared.operator.look().await?;
+    let limit = span.limit.unwrap_or(PAGE).clamp(1, MOST);
+    let around = Surroundings { look: &look, lane: &shared.facts.lane, now: clock::wall() };
+    let mut messages = Vec::new();
+    let mut search = Search::new(&shared, &filter, &look, span.after()?);
+    while messages.len() < limit
+        && let Some(head) = search.next().await
+    {
+        let read = match search.read.take() {
+            Some(read) => read,
+            None => shared.spool.open(head.id).await,
+        };
+        // It has left the spool meanwhile.
+        if !matches!(read, Err(SpoolError::Unknown(_))) {
+            messages.push(Item::new(&head, read.as_ref(), around));
+        }
+    }
+    Ok(Json(Page { messages, next: search.rest() }))
+}
+
+/// Goes through the heads, in order, for those that a filter takes.
+struct Search<'a, S> {
+    shared: &'a Shared<S>,
+    filter: &'a Filter,
+    look: &'a Look,
+    heads: std::vec::IntoIter<Head>,
+    /// The last head that was looked at.
+    after: Option<SpoolId>,
+    until: Instant,
+    is_over: bool,
+    /// The message that was found, where the filter had it read.
+    read: Option<Result<Stored, SpoolError>>,
+}
+
+impl<'a, S: Spool> Search<'a, S> {
+    fn new(
+        shared: &'a Shared<S>,
+        filter: &'a Filter,
+        look: &'a Look,
+        after: Option<SpoolId>,
+    ) -> Self {
+        let (heads, until) = (Vec::new().into_iter(), clock::now() + LOOK_FOR);
+        Self { shared, filter, look, heads, after, until, is_over: false, read: None }
+    }
+
+    /// The next message; none at the end, and when time is up.
+    async fn next(&mut self) -> Option<Head> {
+        let wall = clock::wall();
+        loop {
+            let Some(head) = self.heads.next() else {
+                tokio::task::yield_now().await;
+                self.heads = self.shared.spool.heads(self.after, HEADS).into_iter();
+                if self.heads.len() == 0 {
+                    self.is_over = true;
+                    return None;
+                }
+                continue;
+            };
+            if clock::now() > self.until {
+                return None;
+            }
+            self.after = Some(head.id);
+            let state = State::of(&head, self.look, wall);
+            if !self.filter.takes_head(&head, state, &self.shared.facts.lane, wall) {
+                continue;
+            }
+            if self.filter.needs_envelope() {
+                // One at a time: a content may come with it.
+                let read = self.shared.spool.open(head.id).await;
+                let Ok(stored) = &read else { continue };
+                let in_doubt = view::is_in_doubt(&head, &stored.progress, self.look);
+                if !self.filter.takes_envelope(&stored.envelope, &stored.progress, in_doubt) {
+                    continue;
+                }
+                self.read = Some(read);
+            }
+            return Some(head);
+        }
+    }
+
+    fn rest(&self) -> Option<String> {
+        match self.is_over {
+            true => None,
+            false => self.after.map(|id| id.to_string()),
+        }
+    }
+}
+
+/// `GET /api/v1/queue/{id}`.
+pub(super) async fn show<S: Spool>(
+    Has(shared): Has<Arc<Shared<S>>>,
+    Path(text): Path<String>,
+) -> Result<Json<Story>, Refused> {
+    let id = id(&text)?;
+    let look = shared.operator.look().await?;
+    let head = shared.spool.head(id).ok_or(SpoolError::Unknown(id))?;
+    let stored = shared.spool.open(id).await?;
+    let around = Surroundings { look: &look, lane: &shared.facts.lane, now: clock::wall() };
+    Ok(Json(Story::new(&head, &stored, around)))
+}
+
+/// `GET /api/v1/queue/{id}/content`: the message as it would be sent, as a stream.
+pub(super) async fn content<S: Spool>(
+    Has(shared): Has<Arc<Shared<S>>>,
+    Path(text): Path<String>,
+) -> Result<Response, Refused> {
+    let Stored { envelope, body, .. } = shared.spool.open(id(&text)?).await?;
+    let length = envelope.prepend.len() as u64 + body.len();
+    let first: (Option<Bytes>, BodyReader) = (Some(envelope.prepend), body.reader());
+    // A damaged content ends short of its length, so nobody takes it for whole.
+    let content = stream::body(first, |(prepend, mut rest)| async move {
+        match prepend {
+            Some(prepend) => Ok(Some((prepend, (None, rest)))),
+            None => Ok(rest.chunk().await?.map(|chunk| (chunk, (None, rest)))),
+        }
+    });
+    let headers = [
+        (header::CONTENT_TYPE, "message/rfc822".to_owned()),
+        (header::CONTENT_LENGTH, length.to_string()),
+    ];
+    Ok((headers, content).into_response())
+}
+
+/// Which messages a verb is for: ids, or a filter, or plainly all.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Target {
+    ids: Vec<String>,
+    filter: Option<Filter>,
+    all: bool,
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    results: Vec<Changed>,
+    /// Where a filter goes on; none when all was seen.
+    next: Option<String>,
+}
+
+type Asked = Result<Json<Target>, JsonRejection>;
+
+pub(super) async fn retry<S: Spool>(
+    Has(shared): Has<Arc<Shared<S>>>,
+    target: Asked,
+) -> Result<Json<Report>, Refused> {
+    change(&shared, Verb::Retry, target?.0).await
+}
+
+pub(super) async fn hold<S: Spool>(
+    Has(shared): Has<Arc<Shared<S>>>,
+    target: Asked,
+) -> Result<Json<Report>, Refused> {
+    change(&shared, Verb::Hold, target?.0).await
+}
+
+pub(super) async fn release<S: Spool>(
+    Has(shared): Has<Arc<Shared<S>>>,
+    target: Asked,
+) -> Result<Json<Report>, Refused> {
+    change(&shared, Verb::Release, target?.0).await
+}
+
+pub(super) async fn delete<S: Spool>(
+    Has(shared): Has<Arc<Shared<S>>>,
+    target: Asked,
+) -> Result<Json<Report>, Refused> {
+    change(&shared, Verb::Delete, target?.0).await
+}
+
+async fn change<S: Spool>(
+    shared: &Shared<S>,
+    verb: Verb,
+    target: Target,
+) -> Result<Json<Report>, Refused> {
+    let filter = target.filter.unwrap_or_default();
+    let (ids, next) = match (target.ids.is_empty(), target.all || !filter.is_empty()) {
+        (false, true) => return Err(bad("name ids or a filter, not both")),
+        (true, false) => return Err(bad("name ids, a filter, or \"all\": true")),
+        (false, false) if target.ids.len() > MOST => {
+            return Err(bad(format!("at most {MOST} ids at once")));
+        }
+        (false, false) => {
+            (target.ids.iter().map(|text| id(text)).collect::<Result<Vec<_>, _>>()?, None)
+        }
+        (true, true) => {
+            let look = shared.operator.look().await?;
+            let span = Span { after: target.after, limit: target.limit };
+            let limit = span.limit.unwrap_or(MOST).clamp(1, MOST);
+            let mut search = Search::new(shared, &filter, &look, span.after()?);
+            let mut ids = Vec::new();
+            while ids.len() < limit
+                && let Some(head) = search.next().await
+            {
+                search.read = None;
+                ids.push(head.id);
+            }
+            (ids, search.rest())
+        }
+    };
+    let answers = shared.operator.change(verb, ids).await?;
+    let results = answers.into_iter().map(|(id, answer)| Changed::new(id, answer)).collect();
+    Ok(Json(Report { results, next }))
+}

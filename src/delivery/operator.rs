@@ -1,0 +1,372 @@
+//! What an operator does to messages. It goes through the dispatcher, which owns their order, so that nothing is being sent
+//! while it is changed.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::{mpsc, oneshot};
+use tracing::{info, warn};
+
+use crate::clock;
+use crate::delivery::gate::Gate;
+use crate::envelope::{Progress, QueueState, RcptStatus, SpoolId, UnixMillis};
+use crate::metrics::Metrics;
+use crate::outcome::{Cause, Outcome, Scope, Stage};
+use crate::smtp::reply::Escaped;
+use crate::spool::{Durability, Op, Spool, SpoolError, Stored};
+use crate::telemetry::Written;
+
+/// Requests that wait. As many ask at once as have a connection; more wait for a place here.
+const WAITING: usize = 16;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Due now; what was held is released, what has failed is queued again.
+    Retry,
+    /// It waits until it is released.
+    Hold,
+    /// What was held is queued again, and due.
+    Release,
+    /// It leaves the spool, whatever its state.
+    Delete,
+}
+
+/// What came of a verb for one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Done,
+    NotFound,
+    /// It is being sent, or was accepted this moment. Nothing was changed; the words say what to do.
+    Busy(&'static str),
+    /// It is not in a state for this; why.
+    NotNow(&'static str),
+    /// It could not be read or written.
+    Error(String),
+}
+
+/// What is under way, for who shows it.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// In the order of their ids.
+    pub in_flight: Vec<SpoolId>,
+    /// Queued on disk, but they cannot be read back and are not tried; in the order of their ids.
+    pub unreadable: Vec<SpoolId>,
+    pub closed: Option<Closed>,
+}
+
+/// Why nothing goes to the provider now.
+#[derive(Clone, Debug)]
+pub struct Closed {
+    pub why: Cause,
+    pub since: UnixMillis,
+    /// No probe before.
+    pub until: UnixMillis,
+}
+
+/// The dispatcher has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopping;
+
+impl fmt::Display for Stopping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the gateway is stopping")
+    }
+}
+
+pub(super) enum Request {
+    Look(oneshot::Sender<Look>),
+    Change(Change),
+}
+
+pub(super) struct Change {
+    pub(super) verb: Verb,
+    pub(super) ids: Vec<SpoolId>,
+    pub(super) reply: oneshot::Sender<Vec<(SpoolId, Answer)>>,
+}
+
+/// The handle by which others ask the dispatcher.
+#[derive(Clone, Debug)]
+pub struct Operator(mpsc::Sender<Request>);
+
+/// The dispatcher's end of it.
+#[derive(Debug)]
+pub struct Requests(mpsc::Receiver<Request>);
+
+pub fn channel() -> (Operator, Requests) {
+    let (ask, asked) = mpsc::channel(WAITING);
+    (Operator(ask), Requests(asked))
+}
+
+impl Requests {
+    pub(super) async fn next(&mut self) -> Option<Request> {
+        self.0.recv().await
+    }
+}
+
+impl Operator {
+    pub async fn look(&self) -> Result<Look, Stopping> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::Look(reply)).await?;
+        answer.await.map_err(|_gone| Stopping)
+    }
+
+    /// Does the verb to each message, in order. Whoever gives up waiting does not undo it. The schedule is looked through
+    /// once for all of `ids`.
+    pub async fn change(
+        &self,
+        verb: Verb,
+        ids: Vec<SpoolId>,
+    ) -> Result<Vec<(SpoolId, Answer)>, Stopping> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::Change(Change { verb, ids, reply })).await?;
+        answer.await.map_err(|_gone| Stopping)
+    }
+
+    async fn ask(&self, request: Request) -> Result<(), Stopping> {
+        self.0.send(request).await.map_err(|_gone| Stopping)
+    }
+}
+
+pub(super) fn closed(gate: &Gate, now: Instant, wall: UnixMillis) -> Option<Closed> {
+    let (why, until) = gate.closed()?;
+    let ago = now.saturating_duration_since(gate.closed_since()?);
+    let ago = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
+    Some(Closed {
+        why: why.clone(),
+        since: UnixMillis(wall.0.saturating_sub(ago)),
+        until: wall.plus(until.saturating_duration_since(now)),
+    })
+}
+
+/// What a message is to the schedule when a verb is done with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Queued, and due then.
+    Due(Instant),
+    Held,
+    /// Queued on disk, but it cannot be read back.
+    Unreadable,
+    /// Failed, or gone.
+    Out,
+}
+
+/// A message that a verb is for. Nobody else changes it meanwhile.
+#[derive(Debug)]
+pub(super) struct Subject {
+    pub(super) id: SpoolId,
+    pub(super) was: Place,
+}
+
+/// A verb that is being carried out: everything it needs, and nothing that waits for it.
+pub(super) struct Work<S> {
+    pub(super) spool: Arc<S>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) log: Written,
+    pub(super) verb: Verb,
+}
+
+impl<S: Spool> Work<S> {
+    /// The last one is durable when this returns, and with it those before.
+    pub(super) async fn carry_out(self, subjects: Vec<Subject>) -> Vec<(SpoolId, Answer, Place)> {
+        let last = subjects.last().map(|subject| subject.id);
+        let mut done = Vec::with_capacity(subjects.len());
+        for subject in subjects {
+            let durability = match Some(subject.id) == last {
+                true => Durability::Durable,
+                false => Durability::Lazy,
+            };
+            let (answer, place) = self.one(&subject, durability).await;
+            done.push((subject.id, answer, place));
+        }
+        done
+    }
+
+    async fn one(&self, subject: &Subject, durability: Durability) -> (Answer, Place) {
+        let (id, was) = (subject.id, subject.was);
+        if let (Verb::Retry, Place::Unreadable) = (self.verb, was) {
+            // The attempt reads it again.
+            info!(event = "retried", %id, "message {id} is tried now: an operator asked for it");
+            return (Answer::Done, Place::Due(clock::now()));
+        }
+        let Some(head) = self.spool.head(id) else { return (Answer::NotFound, Place::Out) };
+        if let Some(why) = refusal(self.verb, head.state) {
+            return (Answer::NotNow(why), was);
+        }
+        let op = match self.verb {
+            Verb::Delete => Op::Delete { id },
+            Verb::Retry | Verb::Hold | Verb::Release => match self.spool.open(id).await {
+                Ok(stored) => self.change(stored, head.state).await,
+                Err(SpoolError::Unknown(_)) => return (Answer::NotFound, Place::Out),
+                Err(error) => return (Answer::Error(error.to_string()), was),
+            },
+        };
+        match self.spool.apply(vec![op], durability).await {
+            Ok(()) => {
+                self.tell(id);
+                let place = match self.verb {
+                    Verb::Retry | Verb::Release => Place::Due(clock::now()),
+                    Verb::Hold => Place::Held,
+                    Verb::Delete => Place::Out,
+                };
+                (Answer::Done, place)
+            }
+            Err(SpoolError::Unknown(_)) => (Answer::NotFound, Place::Out),
+            Err(error) => (Answer::Error(error.to_string()), was),
+        }
+    }
+
+    /// What is written: the progress as it was read, for nobody else writes meanwhile.
+    async fn change(&self, stored: Stored, state: QueueState) -> Op {
+        let id = stored.envelope.id;
+        let mut progress = stored.progress;
+        let doubted = fold_doubt(&mut progress);
+        for cause in &doubted {
+            self.metrics.settle(&Outcome::Deferred(cause.1.clone()));
+            self.metrics.in_doubt.inc();
+            let to = stored.envelope.rcpts.get(cause.0).map_or("", |rcpt| rcpt.path.as_str());
+            let (to, cause) = (Escaped(to.as_bytes()), &cause.1);
+            let (scope, stage) = (cause.scope.label(), cause.stage.label());
+            warn!(event = "in_doubt", %id, %to, scope, stage, words = %cause.words, "message {id} for <{to}> may have been taken: {cause}");
+        }
+        if !doubted.is_empty() {
+            self.log.wait().await;
+        }
+        match (self.verb, state) {
+            (Verb::Hold, _) => Op::Hold { id, progress },
+            (_, QueueState::Failed) => {
+                Op::Requeue { id, progress: begun_anew(progress, clock::wall()) }
+            }
+            (_, QueueState::Held) => {
+                progress.due = clock::wall();
+                Op::Release { id, progress }
+            }
+            (_, QueueState::Queued) => {
+                progress.due = clock::wall();
+                Op::Update { id, progress }
+            }
+        }
+    }
+
+    fn tell(&self, id: SpoolId) {
+        match self.verb {
+            Verb::Retry => {
+                info!(event = "retried", %id, "message {id} is tried now: an operator asked for it");
+            }
+            Verb::Hold => info!(event = "held", %id, "message {id} waits: an operator holds it"),
+            Verb::Release => {
+                info!(event = "released", %id, "message {id} is queued again: an operator released it");
+            }
+            Verb::Delete => {
+                warn!(event = "deleted", %id, "message {id} is gone from the spool: an operator deleted it");
+            }
+        }
+    }
+}
+
+/// Why the verb does not fit the state.
+fn refusal(verb: Verb, state: QueueState) -> Option<&'static str> {
+    match (verb, state) {
+        (Verb::Hold, QueueState::Held) => Some("it is held already"),
+        (Verb::Hold, QueueState::Failed) => Some("it has failed, and is not tried anyway"),
+        (Verb::Release, QueueState::Queued) => Some("it is not held"),
+        (Verb::Release, QueueState::Failed) => Some("it has failed; `retry` queues it again"),
+        (Verb::Delete | Verb::Retry, _)
+        | (Verb::Hold, QueueState::Queued)
+        | (Verb::Release, QueueState::Held) => None,
+    }
+}
+
+/// An attempt left its mark and nothing else: whom it was for may have been reached. Their positions, and what is said of
+/// it.
+fn fold_doubt(progress: &mut Progress) -> Vec<(usize, Cause)> {
+    let sending = std::mem::take(&mut progress.sending);
+    let cause = || {
+        let words = "the gateway ended while it was sending this";
+        Cause { maybe_sent: true, ..Cause::new(Scope::Message, Stage::Local, words) }
+    };
+    let mut doubted = Vec::new();
+    for at in sending {
+        let position = usize::try_from(at).unwrap_or(usize::MAX);
+        if let Some(status @ RcptStatus::Pending { .. }) = progress.rcpts.get_mut(position) {
+            *status = RcptStatus::Pending { last: Some(cause()) };
+            if !progress.doubtful.contains(&at) {
+                progress.doubtful.push(at);
+            }
+            doubted.push((position, cause()));
+        }
+    }
+    doubted
+}
+
+/// What failed is pending again, as if it had never been tried: an operator wants it sent, whatever was in doubt.
+fn begun_anew(mut progress: Progress, now: UnixMillis) -> Progress {
+    for (status, at) in progress.rcpts.iter_mut().zip(0..) {
+        if let RcptStatus::Failed(cause) = status {
+            *status = RcptStatus::Pending { last: Some(cause.clone()) };
+            progress.doubtful.retain(|doubtful| *doubtful != at);
+        }
+    }
+    progress.attempts = 0;
+    progress.first_deferral = None;
+    progress.due = now;
+    progress
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::Receipt;
+
+    fn failed() -> RcptStatus {
+        RcptStatus::Failed(Cause::new(Scope::Recipient, Stage::Rcpt, "550 no"))
+    }
+
+    fn pending() -> RcptStatus {
+        RcptStatus::Pending { last: None }
+    }
+
+    #[test]
+    fn what_failed_begins_anew_and_what_was_delivered_stays_so() {
+        let delivered = RcptStatus::Delivered(Receipt { words: "250 ok".into() });
+        let before = Progress {
+            attempts: 7,
+            first_deferral: Some(UnixMillis(1)),
+            rcpts: vec![delivered.clone(), failed(), pending()],
+            doubtful: vec![0, 1],
+            ..Progress::new(UnixMillis(0), 3)
+        };
+        let after = begun_anew(before, UnixMillis(9));
+        assert_eq!((after.attempts, after.first_deferral, after.due), (0, None, UnixMillis(9)));
+        assert_eq!(after.rcpts[0], delivered);
+        assert_eq!(after.pending().collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(after.doubtful, [0]);
+    }
+
+    #[test]
+    fn a_mark_that_an_attempt_left_becomes_a_doubt_and_is_not_lost() {
+        let mut progress = Progress {
+            rcpts: vec![pending(), failed(), pending()],
+            sending: vec![0, 1, 9],
+            doubtful: vec![2],
+            ..Progress::new(UnixMillis(0), 3)
+        };
+        let doubted = fold_doubt(&mut progress);
+        assert_eq!(doubted.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [0]);
+        assert_eq!(progress.doubtful, [2, 0]);
+        assert!(progress.sending.is_empty() && progress.rcpts[1] == failed());
+        assert!(fold_doubt(&mut progress).is_empty());
+    }
+
+    #[test]
+    fn each_verb_has_its_states() {
+        let check = |verb, expected: [bool; 3]| {
+            let states = [QueueState::Queued, QueueState::Held, QueueState::Failed];
+            assert_eq!(states.map(|state| refusal(verb, state).is_none()), expected, "{verb:?}");
+        };
+        check(Verb::Retry, [true, true, true]);
+        check(Verb::Hold, [true, false, false]);
+        check(Verb::Release, [false, true, false]);
+        check(Verb::Delete, [true, true, true]);
+    }
+}
