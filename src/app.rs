@@ -28,7 +28,7 @@ use crate::spool::log::{Log, OpenError, Report};
 use crate::telemetry;
 
 /// Descriptors beside those of clients: spool, log, admin, upstream connections.
-const OTHER_DESCRIPTORS: u64 = 256 + 2 * admin::socket::PLACES as u64;
+const OTHER_DESCRIPTORS: u64 = 256 + admin::socket::PLACES as u64 + admin::socket::OPERATORS as u64;
 /// How long the end waits for who has half a request open.
 const ADMIN_GRACE: std::time::Duration = std::time::Duration::from_secs(1);
 

@@ -52,7 +52,7 @@ pub struct Shared<S> {
 /// Serves what anyone on this machine may see, until the end.
 pub async fn serve<S: Spool>(socket: TcpListener, shared: Arc<Shared<S>>) {
     let end = shared.end.clone();
-    serve_on(socket, looks().with_state(shared), end).await;
+    serve_on(socket::Guarded::new(socket, socket::PLACES), looks().with_state(shared), end).await;
 }
 
 /// Serves the operator, until the end.
@@ -69,7 +69,7 @@ pub async fn serve_operator<S: Spool>(socket: UnixListener, shared: Arc<Shared<S
         .route("/api/v1/queue/{id}/content", get(queue::content::<S>))
         .layer(DefaultBodyLimit::max(BODY))
         .with_state(shared);
-    serve_on(socket, router, end).await;
+    serve_on(socket::Guarded::new(socket, socket::OPERATORS), router, end).await;
 }
 
 fn looks<S: Spool>() -> Router<Arc<Shared<S>>> {
@@ -79,11 +79,13 @@ fn looks<S: Spool>() -> Router<Arc<Shared<S>>> {
         .route("/metrics", get(metrics::<S>))
 }
 
-async fn serve_on<L: socket::Source>(listener: L, router: Router, end: CancellationToken)
-where
+async fn serve_on<L: socket::Source>(
+    listener: socket::Guarded<L>,
+    router: Router,
+    end: CancellationToken,
+) where
     L::Address: std::fmt::Debug,
 {
-    let listener = socket::Guarded::new(listener);
     let served = axum::serve(listener, router).with_graceful_shutdown(end.cancelled_owned()).await;
     if let Err(error) = served {
         error!(%error, "the admin listener ended: {error}");

@@ -21,7 +21,9 @@ use tokio::time::Sleep;
 use crate::clock;
 
 /// Connections at once; the next ones wait in the kernel. Mail must not want for descriptors because of them.
-pub(crate) const PLACES: usize = 64;
+pub(crate) const PLACES: usize = 48;
+/// The same on the socket of the operator, whom a crowd on TCP is not to lock out.
+pub(crate) const OPERATORS: usize = 16;
 /// A connection on which nothing moves for so long is closed: half a request holds a place, and the end of the daemon.
 const IDLE: Duration = Duration::from_secs(10);
 /// After an accept that failed for want of descriptors.
@@ -96,8 +98,8 @@ pub(crate) struct Guarded<L> {
 }
 
 impl<L> Guarded<L> {
-    pub(crate) fn new(socket: L) -> Self {
-        Self { socket, places: Arc::new(Semaphore::new(PLACES)) }
+    pub(crate) fn new(socket: L, places: usize) -> Self {
+        Self { socket, places: Arc::new(Semaphore::new(places)) }
     }
 }
 

@@ -328,7 +328,7 @@ const KEYS: &[Key] = &[
 
     key("admin.bind", Type::Address, Is("\"127.0.0.1:9925\""), Now,
         "HTTP: health and metrics. Loopback only."),
-    key("admin.socket", Type::Path, Says("`admin.sock` beside the spool"), Now,
+    key("admin.socket", Type::Path, Says("`admin.sock` in the folder of the spool"), Now,
         "The same and the queue by a Unix socket (0600), for the command line."),
     key("admin.token_file", Type::Path, Nothing, Later,
         "File with the token that callers show."),

@@ -322,11 +322,11 @@ impl Tables {
         }
     }
 
-    /// Beside the spool: it is there before a folder under `/run` could be made, and its folder is ours.
+    /// With the spool: its folder is there, ours and nobody else's, and no two daemons have the same.
     fn admin_socket(&self) -> PathBuf {
         match self.admin.value("socket") {
             Some(Value::Path(path)) => path,
-            _ => self.spool.path("path").with_file_name("admin.sock"),
+            _ => self.spool.path("path").join("admin.sock"),
         }
     }
 

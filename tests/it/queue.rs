@@ -89,7 +89,7 @@ fn deferred(gateway: &Gateway, from: &str, to: &[&str]) -> String {
 }
 
 fn socket(gateway: &Gateway) -> PathBuf {
-    gateway.folder().join("admin.sock")
+    gateway.folder().join("spool/admin.sock")
 }
 
 /// One request on the socket, as any client would make it.
@@ -173,7 +173,7 @@ fn what_is_held_waits_and_what_is_released_goes() {
     });
     let words = ["queue", "release", &id, "--socket"];
     let mut release = Command::new(BINARY);
-    release.args(words).arg(folder.path().join("admin.sock"));
+    release.args(words).arg(folder.path().join("spool/admin.sock"));
     assert_eq!(said(&release.output().unwrap()).1, "release: 1 message done\n");
     assert_eq!(sink.wait(1)[0].to, ["bob@example.org"]);
     gateway.wait_event("released", |event| event["id"] == id.as_str());
@@ -368,10 +368,10 @@ fn a_command_without_a_daemon_says_so_and_what_else_to_do() {
         );
     }
     // What the dead one left is no hindrance.
-    assert!(folder.path().join("admin.sock").exists());
+    assert!(folder.path().join("spool/admin.sock").exists());
     let setup = Setup::to(sink.address).spool(&folder.path().join("spool"));
     let gateway = setup.start();
-    let socket = folder.path().join("admin.sock");
+    let socket = folder.path().join("spool/admin.sock");
     let status = Command::new(BINARY).args(["status", "--socket"]).arg(socket).output().unwrap();
     assert_eq!(said(&status).0, 0);
     gateway.stop();

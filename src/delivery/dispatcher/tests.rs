@@ -785,3 +785,122 @@ async fn a_message_that_is_damaged_when_it_is_read_is_counted_and_stops_no_other
     assert_eq!(stand.metrics.spool_damaged.get(), 1);
     assert_eq!(stand.spool.heads(None, 9)[0].id, ID);
 }
+
+/// Runs the engine while an operator asks.
+async fn run_asked<T>(
+    stand: &Stand,
+    provider: Option<Arc<dyn Provider>>,
+    ask: impl AsyncFnOnce(operator::Operator) -> T,
+) -> T {
+    let (_accepted, accepted) = mpsc::unbounded_channel();
+    let (operator, requests) = operator::channel();
+    let mut dispatcher = Dispatcher::new(
+        Arc::clone(&stand.spool),
+        provider,
+        Settings { retry: retry_config(), concurrency: stand.concurrency },
+        accepted,
+        requests,
+        Arc::clone(&stand.metrics),
+        watch::Sender::new(None),
+        stand.log.clone(),
+    );
+    dispatcher.load();
+    let stop = CancellationToken::new();
+    let asked = async {
+        let answer = ask(operator).await;
+        stop.cancel();
+        answer
+    };
+    let both = async { tokio::join!(dispatcher.run(stop.clone(), PATIENCE), asked) };
+    tokio::time::timeout(PATIENCE, both).await.expect("it did not come to be").1
+}
+
+/// What a verb comes to while nobody provides, so that nothing is tried.
+async fn changed(stand: &Stand, verb: operator::Verb) -> Answer {
+    let done = run_asked(stand, None, async |operator| operator.change(verb, vec![ID, ID]).await);
+    let mut done = done.await.unwrap();
+    assert_eq!(done.len(), 1, "a message that is named twice is changed once");
+    done.remove(0).1
+}
+
+#[tokio::test]
+async fn an_operator_finds_a_message_where_it_is_and_it_is_counted_there() {
+    use operator::Verb::{Delete, Hold, Release, Retry};
+    let stand = Stand::new().await;
+    let gauge = |state| stand.metrics.queue.with_label_values(&[state]).get();
+    let counts = || (stand.state(), gauge("queued"), gauge("held"));
+    let (queued, held) = (Some(QueueState::Queued), Some(QueueState::Held));
+    for (verb, answer, expected) in [
+        (Release, Answer::NotNow("it is not held"), (queued, 1, 0)),
+        (Retry, Answer::Done, (queued, 1, 0)),
+        (Hold, Answer::Done, (held, 0, 1)),
+        (Hold, Answer::NotNow("it is held already"), (held, 0, 1)),
+        (Release, Answer::Done, (queued, 1, 0)),
+        (Hold, Answer::Done, (held, 0, 1)),
+        (Retry, Answer::Done, (queued, 1, 0)),
+        (Hold, Answer::Done, (held, 0, 1)),
+        (Delete, Answer::Done, (None, 0, 0)),
+        (Retry, Answer::NotFound, (None, 0, 0)),
+    ] {
+        assert_eq!(changed(&stand, verb).await, answer, "{verb:?}");
+        assert_eq!(counts(), expected, "{verb:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_hold_of_what_an_attempt_left_open_keeps_its_doubt() {
+    let stand = Stand::new().await;
+    stand.mark(&[1]).await;
+    assert_eq!(changed(&stand, operator::Verb::Hold).await, Answer::Done);
+    let progress = stand.progress().await;
+    assert_eq!((&progress.doubtful[..], &progress.sending[..]), (&[1][..], &[][..]));
+    assert_eq!((stand.state(), stand.in_doubt()), (Some(QueueState::Held), 1));
+    assert_eq!(changed(&stand, operator::Verb::Release).await, Answer::Done);
+    assert_eq!(stand.progress().await.doubtful, [1], "whoever lets it go knows, and so do we");
+}
+
+#[tokio::test]
+async fn what_came_this_moment_is_not_changed_before_the_schedule_has_it() {
+    let stand = Stand::new().await;
+    let other = SpoolId::from_u128(2);
+    let answer = run_asked(&stand, None, async |operator| {
+        // In the spool, and its id not yet on its way.
+        let put = Envelope { id: other, ..envelope() };
+        stand.apply(Op::Put { envelope: put, body: Staged::Memory(b"hi".to_vec()) }).await;
+        operator.change(operator::Verb::Hold, vec![other]).await.unwrap().remove(0).1
+    });
+    assert!(matches!(answer.await, Answer::Busy(why) if why.contains("accepted this moment")));
+    assert_eq!(stand.spool.head(other).unwrap().state, QueueState::Queued);
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_read_is_held_for_the_operator_who_may_delete_it() {
+    let stand = Stand::new().await;
+    for entry in std::fs::read_dir(stand.folder.path().join("spool/log")).unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(13).position(|part| part == b"b@example.com") {
+            bytes[at] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+    let fake = Fake {
+        spool: Arc::clone(&stand.spool),
+        script: Mutex::default(),
+        calls: Mutex::default(),
+        recipients: 2,
+    };
+    let held = || stand.metrics.queue.with_label_values(&["held"]).get();
+    let (hold, delete) = run_asked(&stand, Some(Arc::new(fake)), async |operator| {
+        while operator.look().await.unwrap().unreadable != [ID] {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        assert_eq!(held(), 1);
+        let hold = operator.change(operator::Verb::Hold, vec![ID]).await.unwrap();
+        (hold, operator.change(operator::Verb::Delete, vec![ID]).await.unwrap())
+    })
+    .await;
+    assert!(matches!(hold[..], [(ID, Answer::Error(_))]), "{hold:?}");
+    assert_eq!(delete, [(ID, Answer::Done)]);
+    assert_eq!((stand.state(), held()), (None, 0));
+}
