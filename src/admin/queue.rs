@@ -229,7 +229,8 @@ pub(super) async fn show<S: Spool>(
     Ok(Json(Story::new(&head, &stored, around)))
 }
 
-/// `GET /api/v1/queue/{id}/content`: the message as it would be sent, as a stream.
+/// `GET /api/v1/queue/{id}/content`: the message as it lies in the spool, our header lines first, as a
+/// stream.
 pub(super) async fn content<S: Spool>(
     Has(shared): Has<Arc<Shared<S>>>,
     Path(text): Path<String>,

@@ -71,7 +71,7 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
-    /// Write a message, byte for byte as it would be sent, to standard output or a new file
+    /// Write a message, byte for byte as it lies in the spool, to standard output or a new file
     Export {
         /// The message
         #[arg(value_parser = parse_id)]

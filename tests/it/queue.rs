@@ -320,6 +320,30 @@ fn an_export_is_what_would_be_sent_and_overwrites_nothing() {
     gateway.stop();
 }
 
+/// More than one request takes.
+#[test]
+fn a_whole_queue_is_changed_at_once() {
+    const MESSAGES: usize = 1_100;
+    let gateway = Setup::none("hold").start();
+    let mut client = Client::hello(gateway.smtp());
+    for _ in 0..MESSAGES {
+        client.mail(FROM, &["bob@example.org"], CONTENT);
+    }
+    let done = |verb: &str| format!("{verb}: {MESSAGES} messages done\n");
+    assert_eq!(well(&gateway, &["queue", "hold", "--state", "queued"]), done("hold"));
+    assert_eq!(gateway.metric("mailsluice_queue_messages{state=\"held\"}"), MESSAGES as f64);
+    let out = well(&gateway, &["queue", "hold", "--all"]);
+    assert_eq!(out, format!("hold: 0 messages done, {MESSAGES} left as they are\n"));
+    let mut messages =
+        ids(&listed(&gateway, &[])).into_iter().map(str::to_owned).collect::<Vec<_>>();
+    messages.dedup();
+    assert_eq!(messages.len(), MESSAGES);
+    assert_eq!(well(&gateway, &["queue", "release", "--older-than", "0s"]), done("release"));
+    assert_eq!(well(&gateway, &["queue", "delete", "--all", "--yes"]), done("delete"));
+    assert_eq!(gateway.metric("mailsluice_queue_messages{state=\"queued\"}"), 0.0);
+    gateway.stop();
+}
+
 #[test]
 fn the_socket_is_private_and_serves_what_tcp_serves_and_tcp_no_queue() {
     let sink = Sink::new();

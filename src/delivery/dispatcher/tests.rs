@@ -797,7 +797,7 @@ async fn run_asked<T>(
     let mut dispatcher = Dispatcher::new(
         Arc::clone(&stand.spool),
         provider,
-        Settings { retry: retry_config(), concurrency: stand.concurrency },
+        Settings { retry: retry_config(), concurrency: stand.concurrency, policy: preserve() },
         accepted,
         requests,
         Arc::clone(&stand.metrics),
