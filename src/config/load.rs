@@ -323,10 +323,12 @@ impl Tables {
     }
 
     /// With the spool: its folder is there, ours and nobody else's, and no two daemons have the same.
-    fn admin_socket(&self) -> PathBuf {
-        match self.admin.value("socket") {
-            Some(Value::Path(path)) => path,
-            _ => self.spool.path("path").join("admin.sock"),
+    pub(super) fn admin_socket(&self) -> PathBuf {
+        match (self.admin.value("socket"), self.spool.value("path")) {
+            (Some(Value::Path(path)), _) => path,
+            (_, Some(Value::Path(spool))) => spool.join("admin.sock"),
+            // A path that is wrong is told elsewhere.
+            _ => PathBuf::new(),
         }
     }
 

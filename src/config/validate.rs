@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use crate::config::certificates;
 use crate::config::keys::{self, Available, Type};
 use crate::config::load::{Section, Tables, Written};
 use crate::config::problem::{Findings, shown};
-use crate::config::value::{self, Value};
+use crate::config::value::{self, MAX_SOCKET_PATH, Value};
 use crate::config::{Bind, Pattern};
 
 pub(super) fn check(file: &Tables, findings: &mut Findings) {
@@ -28,7 +29,7 @@ pub(super) fn check(file: &Tables, findings: &mut Findings) {
     check_allowed(&file.sender, findings);
     check_provider(file, findings);
     check_retry(&file.retry, findings);
-    check_admin(&file.admin, findings);
+    check_admin(&file.admin, &file.admin_socket(), findings);
 }
 
 /// Longest `sender_name`, in characters.
@@ -347,7 +348,18 @@ fn check_retry(retry: &Section, findings: &mut Findings) {
     }
 }
 
-fn check_admin(admin: &Section, findings: &mut Findings) {
+fn check_admin(admin: &Section, socket: &Path, findings: &mut Findings) {
+    if socket.as_os_str().len() > MAX_SOCKET_PATH {
+        findings.wrong(
+            at_value(admin, "socket"),
+            &admin.named("socket"),
+            format!(
+                "the path of a socket has at most {MAX_SOCKET_PATH} octets, and this one has {}; write a shorter one, \
+                 such as \"/run/mailsluice/admin.sock\"",
+                socket.as_os_str().len()
+            ),
+        );
+    }
     if let Some(Value::Bind(Bind::Tcp(address))) = admin.value("bind")
         && !address.ip().to_canonical().is_loopback()
     {

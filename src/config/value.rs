@@ -426,7 +426,7 @@ fn path(text: &str) -> Result<Value, &'static str> {
 }
 
 /// Longest path of a Unix socket, in octets (unix(7): `sun_path` less its NUL).
-const MAX_SOCKET_PATH: usize = 107;
+pub(super) const MAX_SOCKET_PATH: usize = 107;
 
 fn bind(text: &str) -> Result<Bind, &'static str> {
     if let Some(socket) = text.strip_prefix("unix:") {
