@@ -196,6 +196,11 @@ impl<S: Spool> Work<S> {
         let op = match self.verb {
             Verb::Delete => Op::Delete { id },
             Verb::Retry | Verb::Hold | Verb::Release => match self.spool.open(id).await {
+                // An attempt left its mark: the next one sees it, and does as retry.in_doubt says.
+                Ok(stored) if self.verb == Verb::Retry && is_left_open(&stored, head.state) => {
+                    self.tell(id);
+                    return (Answer::Done, Place::Due(clock::now()));
+                }
                 Ok(stored) => self.change(stored, head.state).await,
                 Err(SpoolError::Unknown(_)) => return (Answer::NotFound, Place::Out),
                 Err(error) => return (Answer::Error(error.to_string()), was),
@@ -275,6 +280,10 @@ fn refusal(verb: Verb, state: QueueState) -> Option<&'static str> {
         | (Verb::Hold, QueueState::Queued)
         | (Verb::Release, QueueState::Held) => None,
     }
+}
+
+fn is_left_open(stored: &Stored, state: QueueState) -> bool {
+    state == QueueState::Queued && !stored.progress.sending.is_empty()
 }
 
 /// An attempt left its mark and nothing else: whom it was for may have been reached. Their positions, and what is said of

@@ -860,6 +860,15 @@ async fn a_hold_of_what_an_attempt_left_open_keeps_its_doubt() {
 }
 
 #[tokio::test]
+async fn a_retry_of_what_an_attempt_left_open_leaves_the_doubt_to_the_attempt() {
+    let stand = Stand::new().await;
+    stand.mark(&[1]).await;
+    assert_eq!(changed(&stand, operator::Verb::Retry).await, Answer::Done);
+    assert_eq!(stand.progress().await.sending, [1]);
+    assert_eq!((stand.state(), stand.in_doubt()), (Some(QueueState::Queued), 0));
+}
+
+#[tokio::test]
 async fn what_came_this_moment_is_not_changed_before_the_schedule_has_it() {
     let stand = Stand::new().await;
     let other = SpoolId::from_u128(2);
