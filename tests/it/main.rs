@@ -31,7 +31,7 @@ mod front_door;
 /// SIGTERM, and starting when something is in the way.
 mod lifecycle;
 mod login;
-/// Postfix, swaks, smtplib and curl.
+/// Postfix (with dovecot for its logins), swaks, smtplib and curl.
 mod peers;
 /// The queue, for operators.
 mod queue;

@@ -1,23 +1,25 @@
-//! Postfix, swaks, smtplib and curl.
+//! Postfix (with dovecot for its logins), swaks, smtplib and curl.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::login::certificates;
+use crate::login::{certificates, password_file};
 use crate::support::client::stuffed;
 use crate::support::gateway::Setup;
-use crate::support::peers::{Peer, Postfix, Secured, find, free_port, is_root, need, run, stunnel};
+use crate::support::peers::{
+    PASSWORD, Peer, Postfix, Secured, USER, find, free_port, is_root, need, run, stunnel,
+};
 use crate::support::sink::{Sink, Taken};
 use crate::support::{eventually, is_slow};
 
 /// What a client hands over where the test is about the bytes: it has all the lines that a gateway would add.
-const MESSAGE: &str = "Subject: exact Gr\u{f6}\u{df}en\r\nFrom: Reports <a@example.com>\r\nTo: b@example.org\r\nMessage-ID: <exact@example.com>\r\nDate: Tue, 24 Nov 2026 06:42:11 +0000\r\nX-Folded: one\r\n\ttwo  \r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n.\r\n..\r\n...three dots\r\nGr\u{fc}\u{df}e \t\r\n\r\n\r\nFrom here on\r\nlast line\r\n";
+pub const MESSAGE: &str = "Subject: exact Gr\u{f6}\u{df}en\r\nFrom: Reports <a@example.com>\r\nTo: b@example.org\r\nMessage-ID: <exact@example.com>\r\nDate: Tue, 24 Nov 2026 06:42:11 +0000\r\nX-Folded: one\r\n\ttwo  \r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n.\r\n..\r\n...three dots\r\nGr\u{fc}\u{df}e \t\r\n\r\n\r\nFrom here on\r\nlast line\r\n";
 
 /// The message without the lines of Postfix and of the gateway.
 #[track_caller]
-fn original(taken: &Taken) -> Vec<u8> {
+pub fn original(taken: &Taken) -> Vec<u8> {
     let text = taken.content.as_slice();
     let by = b"\r\n\tby postfix.test (Postfix) with ";
     assert!(text.starts_with(b"Received: from relay.test "), "{}", taken.text());
@@ -33,7 +35,7 @@ fn original(taken: &Taken) -> Vec<u8> {
 }
 
 #[track_caller]
-fn expect_message(got: &[u8]) {
+pub fn expect_message(got: &[u8]) {
     assert_eq!(String::from_utf8_lossy(got), MESSAGE);
 }
 
@@ -158,15 +160,16 @@ fn a_thousand_messages_with_attachments_arrive_once_and_unchanged() {
 
 /// All sizes, from none to 4 MB.
 #[test]
-fn messages_of_many_clients_go_over_starttls_each_once_and_unchanged() {
+fn messages_of_many_clients_go_over_starttls_with_a_login_each_once_and_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let (root, own) = certificates(folder.path());
     let sink = Sink::new();
-    let postfix = Postfix::secured(sink.address, Secured::StartTls, &own);
+    let postfix = Postfix::with_login(sink.address, Secured::StartTls, &own, "plain login");
     let Some(postfix) = postfix else { return };
     let setup = Setup::to(postfix.address)
         .set("provider", "security = \"starttls\"")
-        .set("provider", &format!("ca_file = \"{}\"", root.display()));
+        .set("provider", &format!("ca_file = \"{}\"", root.display()))
+        .login(USER, &password_file(folder.path(), PASSWORD));
     let (count, clients) = if is_slow() { (5000, 50) } else { (300, 20) };
     check_many(setup, &sink, count, clients);
 }

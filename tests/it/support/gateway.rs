@@ -68,6 +68,13 @@ impl Setup {
         self
     }
 
+    /// Logs in at the upstream.
+    pub fn login(self, username: &str, password_file: &Path) -> Self {
+        self.set("provider", "auth = \"password\"")
+            .set("provider", &format!("username = \"{username}\""))
+            .set("provider", &format!("password_file = \"{}\"", password_file.display()))
+    }
+
     /// Leaves the key to its default.
     pub fn unset(mut self, table: &str, key: &str) -> Self {
         let lines = self.tables.entry(table.to_owned()).or_default();

@@ -1,8 +1,9 @@
-//! Real programs as peers: finding them, and a Postfix of our own.
+//! Real programs as peers: finding them, and a Postfix of our own, with dovecot for its logins.
 
 use std::fs::{self, Permissions};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -42,6 +43,14 @@ pub fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }
 
+fn need_root(program: &str) -> bool {
+    let root = is_root();
+    if !root {
+        println!("skipped: {program} needs root");
+    }
+    root
+}
+
 /// A port that was free a moment ago, for a peer that cannot choose one by itself.
 pub fn free_port() -> SocketAddr {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
@@ -56,12 +65,17 @@ impl Peer {
     /// Starts it and waits until something listens at `address`.
     #[track_caller]
     pub fn start(command: &mut Command, address: SocketAddr) -> Self {
+        Self::start_until(command, || TcpStream::connect(address).is_ok())
+    }
+
+    #[track_caller]
+    fn start_until(command: &mut Command, listens: impl Fn() -> bool) -> Self {
         let child =
             command.stdin(Stdio::null()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         let mut peer = Self { child };
         eventually(&format!("{command:?} to listen"), || {
             assert!(peer.child.try_wait().unwrap().is_none(), "{command:?} ended");
-            TcpStream::connect(address).ok()
+            listens().then_some(())
         });
         peer
     }
@@ -89,6 +103,7 @@ impl Drop for Peer {
 pub struct Postfix {
     pub address: SocketAddr,
     _peer: Peer,
+    _dovecot: Option<Dovecot>,
     folder: TempDir,
 }
 
@@ -123,30 +138,30 @@ impl Postfix {
     /// None where it is not installed, or we may not run it.
     #[track_caller]
     pub fn start(relay_to: SocketAddr) -> Option<Self> {
-        Self::with(relay_to, String::new())
+        Self::with(relay_to, FOR_LOOPBACK.to_owned(), None)
     }
 
     /// One that insists on TLS, with key and certificate in one file.
     #[track_caller]
     pub fn secured(relay_to: SocketAddr, secured: Secured, pem: &Path) -> Option<Self> {
-        let how = match secured {
-            Secured::StartTls => "smtpd_tls_security_level = encrypt",
-            Secured::Tls => "smtpd_tls_wrappermode = yes",
-        };
-        let pem = pem.display();
-        Self::with(
-            relay_to,
-            format!("{how}\nsmtpd_tls_chain_files = {pem}\nsmtpd_tls_received_header = yes\n"),
-        )
+        Self::with(relay_to, FOR_LOOPBACK.to_owned() + &tls_cf(secured, pem), None)
+    }
+
+    /// One that insists on TLS and relays for nobody but [`USER`] with [`PASSWORD`], by these mechanisms of SASL.
+    #[track_caller]
+    pub fn with_login(
+        relay_to: SocketAddr,
+        secured: Secured,
+        pem: &Path,
+        mechanisms: &str,
+    ) -> Option<Self> {
+        let dovecot = Dovecot::start(mechanisms)?;
+        Self::with(relay_to, tls_cf(secured, pem) + &sasl_cf(&dovecot.socket()), Some(dovecot))
     }
 
     #[track_caller]
-    fn with(relay_to: SocketAddr, more: String) -> Option<Self> {
-        if !need("postfix") || !need("postconf") {
-            return None;
-        }
-        if !is_root() {
-            println!("skipped: Postfix needs root");
+    fn with(relay_to: SocketAddr, more: String, dovecot: Option<Dovecot>) -> Option<Self> {
+        if !need("postfix") || !need("postconf") || !need_root("Postfix") {
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
@@ -176,7 +191,7 @@ impl Postfix {
         if !more.contains("wrappermode") {
             Client::connect(address).command("QUIT", 221);
         }
-        Some(Self { address, _peer: peer, folder })
+        Some(Self { address, _peer: peer, _dovecot: dovecot, folder })
     }
 
     /// What it logged.
@@ -206,7 +221,6 @@ maillog_file_prefixes = {folder}
 maillog_file = {folder}/mail.log
 myhostname = postfix.test
 mydestination =
-mynetworks = 127.0.0.0/8
 inet_interfaces = 127.0.0.1
 inet_protocols = ipv4
 relayhost = [{ip}]:{port}
@@ -236,6 +250,33 @@ smtpd_client_connection_rate_limit = 0
     )
 }
 
+/// Whoever connects may relay.
+const FOR_LOOPBACK: &str = "mynetworks = 127.0.0.0/8\n";
+
+fn tls_cf(secured: Secured, pem: &Path) -> String {
+    let how = match secured {
+        Secured::StartTls => "smtpd_tls_security_level = encrypt",
+        Secured::Tls => "smtpd_tls_wrappermode = yes",
+    };
+    let pem = pem.display();
+    format!("{how}\nsmtpd_tls_chain_files = {pem}\nsmtpd_tls_received_header = yes\n")
+}
+
+/// Whoever has logged in may relay, and nobody else.
+fn sasl_cf(socket: &Path) -> String {
+    let socket = socket.display();
+    format!(
+        "mynetworks =
+smtpd_tls_auth_only = yes
+smtpd_sasl_auth_enable = yes
+smtpd_sasl_type = dovecot
+smtpd_sasl_path = {socket}
+smtpd_sasl_authenticated_header = yes
+smtpd_relay_restrictions = permit_sasl_authenticated, reject_unauth_destination
+"
+    )
+}
+
 fn master_cf(listen: SocketAddr) -> String {
     format!(
         "{listen} inet n - n - - smtpd
@@ -260,6 +301,86 @@ discard unix - - n - - discard
 anvil unix - - n - 1 anvil
 scache unix - - n - 1 scache
 postlog unix-dgram n - n - 1 postlogd
+"
+    )
+}
+
+/// Who may relay through a [`Postfix`] with logins.
+pub const USER: &str = "name";
+pub const PASSWORD: &str = "p w";
+
+/// Debian's dovecot with everything in a folder of its own: no mail, only the logins of a Postfix.
+struct Dovecot {
+    _peer: Peer,
+    folder: TempDir,
+}
+
+impl Dovecot {
+    /// None where it is not installed, or we may not run it.
+    #[track_caller]
+    fn start(mechanisms: &str) -> Option<Self> {
+        if !need("dovecot") || !need_root("dovecot") {
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        // Its children and Postfix's are other users.
+        fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+        for name in ["run", "state"] {
+            fs::create_dir(path.join(name)).unwrap();
+        }
+        fs::write(path.join("users"), format!("{USER}:{PASSWORD}\n")).unwrap();
+        let config = path.join("dovecot.conf");
+        fs::write(&config, dovecot_conf(path, mechanisms)).unwrap();
+        let mut command = Command::new(find("dovecot").unwrap());
+        command.arg("-F").arg("-c").arg(config).stdout(Stdio::null()).stderr(Stdio::null());
+        let socket = path.join("sasl");
+        let peer = Peer::start_until(&mut command, || UnixStream::connect(&socket).is_ok());
+        Some(Self { _peer: peer, folder })
+    }
+
+    /// Where it answers about logins.
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("sasl")
+    }
+}
+
+impl Drop for Dovecot {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.folder.path().join("dovecot.log"));
+            eprintln!("--- dovecot's log\n{}---", log.unwrap_or_default());
+        }
+    }
+}
+
+/// A wrong password costs no time: neither by the delay of the answer, nor by the penalty that anvil counts.
+fn dovecot_conf(folder: &Path, mechanisms: &str) -> String {
+    let folder = folder.display();
+    format!(
+        "base_dir = {folder}/run
+state_dir = {folder}/state
+log_path = {folder}/dovecot.log
+protocols =
+ssl = no
+default_internal_user = dovecot
+default_login_user = dovenull
+auth_mechanisms = {mechanisms}
+auth_failure_delay = 0
+passdb {{
+  driver = passwd-file
+  args = scheme=PLAIN username_format=%u {folder}/users
+}}
+service anvil {{
+  unix_listener anvil-auth-penalty {{
+    mode = 0
+  }}
+}}
+service auth {{
+  unix_listener {folder}/sasl {{
+    mode = 0666
+  }}
+}}
 "
     )
 }
