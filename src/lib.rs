@@ -57,7 +57,7 @@
 //! | `shutdown` | |
 //! | `config` | `smtp::address`, `smtp::data`, `smtp::reply` |
 //! | `telemetry` | `config` |
-//! | `message` | pure, `smtp::address`, `envelope`, `outcome` |
+//! | `message` | pure, `smtp::address`, `smtp::reply`, `envelope`, `outcome` |
 //! | `message::outgoing` | `smtp::address`, `envelope`, `message` |
 //! | `policy` | `smtp::address`, `smtp::reply`, `envelope`, `message`, `config` |
 //! | `delivery::schedule` | pure, `envelope` |
