@@ -16,6 +16,7 @@ use crate::clock;
 use crate::config::{self, Config, OnMail};
 use crate::delivery::dispatcher::{Dispatcher, Settings};
 use crate::delivery::operator;
+use crate::delivery::reports::House;
 use crate::envelope::Intake;
 use crate::listener::{self, slots};
 use crate::metrics::Metrics;
@@ -96,8 +97,12 @@ impl App {
         let delivery = Shutdown::new();
         let concurrency = concurrency(&config);
         let policy = Arc::new(policy(&config));
-        let settings =
-            Settings { retry: config.retry.clone(), concurrency, policy: Arc::clone(&policy) };
+        let settings = Settings {
+            retry: config.retry.clone(),
+            concurrency,
+            policy: Arc::clone(&policy),
+            house: house(&config),
+        };
         let mut dispatcher = Dispatcher::new(
             Arc::clone(&spool),
             provider.clone(),
@@ -314,6 +319,21 @@ fn provider(config: &Config) -> Result<Option<Arc<dyn Provider>>, StartError> {
             Some(Arc::new(provider.map_err(StartError::System)?))
         }
     })
+}
+
+/// What the gateway's own letters are written with.
+fn house(config: &Config) -> House {
+    let (sender, server) = match &config.provider {
+        config::Provider::Smtp(section) => (section.sender.clone(), Some(section.server.clone())),
+        config::Provider::None { .. } => (None, None),
+    };
+    House {
+        hostname: config.hostname.to_string(),
+        sender,
+        server,
+        bounce: config.bounce.clone(),
+        give_up_after: config.retry.give_up_after,
+    }
 }
 
 /// The one lane of an upstream is named by its sender.

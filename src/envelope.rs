@@ -77,6 +77,7 @@ impl fmt::Debug for SpoolId {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
     pub id: SpoolId,
+    pub kind: Kind,
     pub accepted: UnixMillis,
     pub reverse_path: ReversePath,
     pub rcpts: Vec<Rcpt>,
@@ -97,6 +98,17 @@ pub struct Envelope {
     /// Header lines that go before the stored content in every attempt: Received, and Message-ID and Date where the
     /// message had none.
     pub prepend: Bytes,
+}
+
+/// Where a message comes from, which decides who is told of its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A client.
+    Mail,
+    /// This gateway, to a sender. Where it fails, the postmaster is told once.
+    Report,
+    /// This gateway, to the postmaster. Where it fails, nobody is told.
+    Notice,
 }
 
 /// Who handed the message in.
@@ -140,14 +152,26 @@ pub struct Progress {
     /// The positions of the recipients that an attempt may have reached without a word about it. Whatever is answered to
     /// a later copy says nothing about that one, so a position stays until an operator takes it away.
     pub doubtful: Vec<u32>,
+    /// The positions of the recipients that came to an end of which a report is due and not yet in the spool.
+    pub untold: Vec<u32>,
+    /// The delay of the message was reported.
+    pub warned: bool,
 }
 
 impl Progress {
     /// A message just accepted.
     pub fn new(accepted: UnixMillis, rcpts: usize) -> Self {
         let rcpts = vec![RcptStatus::Pending { last: None }; rcpts];
-        let (sending, doubtful) = (Vec::new(), Vec::new());
-        Self { attempts: 0, due: accepted, first_deferral: None, rcpts, sending, doubtful }
+        Self {
+            attempts: 0,
+            due: accepted,
+            first_deferral: None,
+            rcpts,
+            sending: Vec::new(),
+            doubtful: Vec::new(),
+            untold: Vec::new(),
+            warned: false,
+        }
     }
 
     /// The positions of the recipients that are still to be delivered to.

@@ -30,6 +30,7 @@ pub struct Metrics {
     pub deliveries: IntCounterVec,
     pub recipients: IntCounterVec,
     pub in_doubt: IntCounter,
+    pub reports: IntCounterVec,
     pub queue: IntGaugeVec,
     pub in_flight: IntGauge,
     pub queue_bytes: IntGauge,
@@ -216,6 +217,12 @@ impl Metrics {
                 "in_doubt_total",
                 "Recipients whose content was given away, or may have been when the process was killed, and that got no answer: the remote may have taken it."
             ),
+            reports: metric!(
+                IntCounterVec,
+                "reports_total",
+                "Reports put into the queue, by kind: failure, delay or relayed (to senders, or in their stead to the postmaster), digest or notice (to the postmaster).",
+                ["kind"]
+            ),
             queue: metric!(
                 IntGaugeVec,
                 "queue_messages",
@@ -329,6 +336,9 @@ impl Metrics {
         for outcome in ["delivered", "failed"] {
             metrics.recipients.with_label_values(&[outcome]);
         }
+        for kind in ["failure", "delay", "relayed", "digest", "notice"] {
+            metrics.reports.with_label_values(&[kind]);
+        }
         for state in ["queued", "held", "failed"] {
             metrics.queue.with_label_values(&[state]);
         }
@@ -374,7 +384,7 @@ mod tests {
     #[test]
     fn every_metric_has_its_unit_and_help() {
         let metrics = Metrics::new();
-        metrics.settle(&Outcome::Delivered(Receipt { words: "250 ok".into() }));
+        metrics.settle(&Outcome::Delivered(Receipt::new("250 ok")));
         metrics.settle(&Outcome::Deferred(Cause::new(Scope::Recipient, Stage::Rcpt, "451 later")));
         let text = metrics.render();
         for (name, help) in metrics.describe() {

@@ -44,6 +44,14 @@ impl Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipt {
     pub words: Words,
+    /// The remote was not told who wants to hear of the delivery, because it does not know how to (RFC 3461 5.2.2).
+    pub relayed: bool,
+}
+
+impl Receipt {
+    pub fn new(words: impl Into<Words>) -> Self {
+        Self { words: words.into(), relayed: false }
+    }
 }
 
 /// Why a recipient was not delivered to.
@@ -116,7 +124,7 @@ pub fn verdict(stage: Stage, reply: &Reply, case: Case) -> Outcome {
         ReplyClass::Done | ReplyClass::Continue => {
             let taken = stage == Stage::EndOfData && is_done(reply);
             return match taken {
-                true => Outcome::Delivered(Receipt { words: reply.into() }),
+                true => Outcome::Delivered(Receipt::new(reply)),
                 false => {
                     let scope = if before_mail { Scope::Provider } else { Scope::Message };
                     let maybe_sent = stage == Stage::EndOfData;

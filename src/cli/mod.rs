@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::config::Secrets;
+
 mod check;
 mod daemon;
 mod health;
@@ -104,16 +106,16 @@ pub fn main() -> ExitCode {
 }
 
 /// Reads the configuration, or says everything that is wrong with it.
-fn load(
-    path: &std::path::Path,
-    secrets: crate::config::Secrets,
-) -> Result<crate::config::Config, ExitCode> {
+fn load(path: &std::path::Path, secrets: Secrets) -> Result<crate::config::Config, ExitCode> {
     let loaded = crate::config::load(path, secrets).map_err(|problems| {
         eprintln!("{problems}");
         ExitCode::from(EX_CONFIG)
     })?;
-    for warning in &loaded.warnings {
-        eprintln!("{}:{warning} (warning)", path.display());
+    // They are for who looks the configuration over or lives by it.
+    if secrets != Secrets::Leave {
+        for warning in &loaded.warnings {
+            eprintln!("{}:{warning} (warning)", path.display());
+        }
     }
     Ok(loaded.config)
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::config;
-use crate::envelope::{Body, Client, Envelope, Priority, Rcpt, SpoolId};
+use crate::envelope::{self, Body, Client, Envelope, Priority, Rcpt, SpoolId};
 use crate::message::addresses;
 use crate::message::header::HeaderFilter;
 use crate::message::outgoing;
@@ -215,6 +215,7 @@ impl Message {
             orcpt: None,
         };
         let envelope = Envelope {
+            kind: envelope::Kind::Mail,
             id: SpoolId::new(accepted),
             accepted,
             reverse_path: self.from.clone(),

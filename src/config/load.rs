@@ -18,7 +18,7 @@ use crate::config::keys::{self, Key};
 use crate::config::problem::{Findings, Problem, Problems, shown};
 use crate::config::value::{self, Value};
 use crate::config::{
-    Admin, Bind, Config, InDoubt, Limits, Listener, Log, LogFormat, LogLevel, Login, OnMail,
+    Admin, Bind, Bounce, BounceTo, Config, InDoubt, Limits, Listener, Log, LogFormat, LogLevel, Login, OnMail,
     Pattern, Provider, Rate, Retry, Security, Sender, SenderPolicy, SmtpProvider, Spool, Throttle,
     validate,
 };
@@ -297,6 +297,17 @@ impl Tables {
                     _ => InDoubt::Retry,
                 },
                 in_doubt_after: self.retry.duration("in_doubt_after"),
+            },
+            bounce: Bounce {
+                to: match self.bounce.text("to").as_str() {
+                    "postmaster" => BounceTo::Postmaster,
+                    "none" => BounceTo::Nobody,
+                    _ => BounceTo::Sender,
+                },
+                postmaster: self.bounce.mailbox("postmaster"),
+                delay_warning_after: self.bounce.duration("delay_warning_after"),
+                max_per_hour: self.bounce.count("max_per_hour"),
+                full: self.bounce.text("return") == "full",
             },
             spool: Spool {
                 path: self.spool.path("path"),

@@ -43,6 +43,7 @@ pub struct Config {
     pub provider: Provider,
     pub throttle: Throttle,
     pub retry: Retry,
+    pub bounce: Bounce,
     pub spool: Spool,
     pub admin: Admin,
     pub log: Log,
@@ -205,6 +206,27 @@ pub enum InDoubt {
     Retry,
     /// It is held, until an operator knows.
     Hold,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bounce {
+    pub to: BounceTo,
+    pub postmaster: Option<Mailbox>,
+    /// Of a message's own deferrals.
+    pub delay_warning_after: Duration,
+    /// Reports, beyond which the postmaster gets one list an hour.
+    pub max_per_hour: usize,
+    /// Whether a failed message comes back whole, where its sender did not say.
+    pub full: bool,
+}
+
+/// Who is told what becomes of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BounceTo {
+    Sender,
+    Postmaster,
+    /// The log alone.
+    Nobody,
 }
 
 #[derive(Clone, Debug, PartialEq)]

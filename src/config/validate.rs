@@ -30,6 +30,15 @@ pub(super) fn check(file: &Tables, findings: &mut Findings) {
     check_provider(file, findings);
     check_retry(&file.retry, findings);
     check_admin(&file.admin, &file.admin_socket(), findings);
+    if file.bounce.find("postmaster").is_none() {
+        findings.warning(
+            file.bounce.at.unwrap_or_default(),
+            "[bounce] postmaster",
+            "is not set, so nobody is told of outages, nor of mail that failed and whose sender \
+             cannot be told; write the address of who runs this gateway"
+                .to_owned(),
+        );
+    }
 }
 
 /// Longest `sender_name`, in characters.

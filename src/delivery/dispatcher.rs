@@ -18,9 +18,10 @@ use crate::clock;
 use crate::config::{InDoubt, Retry};
 use crate::delivery::gate::{Admit, Change, Gate, Pass};
 use crate::delivery::operator::{self, Answer, Look, Place, Request, Requests, Subject, Work};
+use crate::delivery::reports::{self, Desk, House};
 use crate::delivery::retry;
 use crate::delivery::schedule::{Schedule, Turn};
-use crate::envelope::{Head, Progress, QueueState, RcptStatus, SpoolId, UnixMillis};
+use crate::envelope::{Head, Kind, Progress, QueueState, RcptStatus, SpoolId, UnixMillis};
 use crate::metrics::Metrics;
 use crate::outcome::{Cause, Outcome, Scope, Stage, unreadable};
 use crate::policy::Policy;
@@ -42,7 +43,12 @@ pub struct Settings {
     /// Messages in flight at once.
     pub concurrency: usize,
     pub policy: Arc<Policy>,
+    pub house: House,
 }
+
+mod telling;
+
+use telling::Enclosed;
 
 /// What the delivery side says of itself: `None` while mail flows, else why not.
 pub type Trouble = Option<Cause>;
@@ -59,6 +65,10 @@ pub struct Dispatcher<S> {
     /// What a former run was sending when it ended.
     in_doubt: Vec<SpoolId>,
     held: usize,
+    /// One letter to the postmaster at a time.
+    errand: JoinSet<()>,
+    /// The notice that it takes the place of.
+    replaced: Option<SpoolId>,
     /// Queued on disk, but they cannot be read back.
     unreadable: HashSet<SpoolId>,
     requests: Requests,
@@ -84,6 +94,7 @@ struct Shared<S> {
     settings: Settings,
     metrics: Arc<Metrics>,
     gate: Mutex<Gate>,
+    desk: Mutex<Desk>,
     trouble: watch::Sender<Trouble>,
     log: Written,
 }
@@ -114,7 +125,9 @@ impl<S: Spool> Dispatcher<S> {
         log: Written,
     ) -> Self {
         let gate = Mutex::new(Gate::new());
-        let shared = Shared { spool, provider, settings, metrics, gate, trouble, log };
+        let desk = Desk::load(|key| spool.note(key), clock::now(), clock::wall());
+        let desk = Mutex::new(desk);
+        let shared = Shared { spool, provider, settings, metrics, gate, desk, trouble, log };
         Self {
             shared: Arc::new(shared),
             accepted,
@@ -124,6 +137,8 @@ impl<S: Spool> Dispatcher<S> {
             retrying: HashSet::new(),
             in_doubt: Vec::new(),
             held: 0,
+            errand: JoinSet::new(),
+            replaced: None,
             unreadable: HashSet::new(),
             requests,
             asked: VecDeque::new(),
@@ -144,12 +159,14 @@ impl<S: Spool> Dispatcher<S> {
         loop {
             self.begin_change();
             let wake_at = self.begin_what_is_due();
+            let wake_at = self.begin_errand().into_iter().chain(wake_at).min();
             self.count();
             // Each branch may be dropped mid-way: joining, receiving and sleeping take nothing unless they are ready.
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 Some(ended) = self.attempts.join_next_with_id() => self.ended(ended),
+                Some(_) = self.errand.join_next() => self.errand_ended(),
                 Some(id) = self.accepted.recv() => self.take(id),
                 Some(changed) = self.change.join_next() => self.changed(changed.ok()),
                 Some(request) = self.requests.next() => self.asked(request),
@@ -212,6 +229,10 @@ impl<S: Spool> Dispatcher<S> {
                 Admit::Wait(until) => return until,
             };
             let (id, turn) = self.schedule.pop(now, again)?;
+            if self.replaced == Some(id) {
+                self.shared.gate().unclear(pass, now);
+                continue;
+            }
             let attempt = attempt(Arc::clone(&self.shared), Arc::clone(&provider), id, pass);
             let task = self.attempts.spawn(attempt);
             self.in_flight.insert(task.id(), (id, pass));
@@ -234,6 +255,7 @@ impl<S: Spool> Dispatcher<S> {
         };
         let Some((id, pass)) = self.in_flight.remove(&task) else { return };
         self.retrying.remove(&task);
+        self.schedule_letters();
         match ended {
             Some(Ended::Again(at)) => self.put_back(id, at),
             Some(Ended::Held) => self.held += 1,
@@ -386,8 +408,13 @@ impl<S> Shared<S> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Tells log, metric and `/readyz` what the gate became.
     fn tell(&self, change: Change, cause: Option<&Cause>) {
+        self.note_outage(change, cause);
         match (change, cause) {
             (Change::Closed, Some(cause)) => {
                 self.metrics.provider_open.set(0);
@@ -735,7 +762,14 @@ impl<'a, S: Spool> Round<'a, S> {
                 gate.unclear(self.pass, now);
                 (Change::Unchanged, None)
             }
-            (None, None) => (gate.answered(self.pass, now), None),
+            (None, None) => {
+                let change = gate.answered(self.pass, now);
+                // Of a trouble of a former run this one knows by its notice alone.
+                if gate.closed().is_none() {
+                    self.shared.desk().opened(now, clock::wall());
+                }
+                (change, None)
+            }
         };
         drop(gate);
         self.shared.tell(change, cause);
@@ -764,6 +798,11 @@ impl<'a, S: Spool> Round<'a, S> {
             }
         }
         self.tell(rcpt, &outcome, was_in_doubt);
+        let envelope = &self.message.envelope;
+        let notify = envelope.rcpts.get(rcpt).map(|rcpt| rcpt.notify);
+        if notify.is_some_and(|notify| reports::is_due(envelope.kind, notify, &outcome)) {
+            self.message.progress.untold.extend(u32::try_from(rcpt));
+        }
         let status = match outcome {
             Outcome::Delivered(receipt) => {
                 metrics.last_success.set(seconds(clock::wall()));
@@ -868,13 +907,14 @@ impl<'a, S: Spool> Round<'a, S> {
             }
         }
         let id = self.id();
+        let enclosed = self.enclose(own && !self.held, wall).await;
         if self.message.progress.pending().next().is_none() {
-            return self.end(wall).await;
+            return self.end(wall, enclosed).await;
         }
         if self.held {
             let progress = &self.message.progress;
-            self.write(|| Op::Hold { id, progress: progress.clone() }, Durability::Lazy).await;
-            return Ended::Held;
+            let hold = || Op::Hold { id, progress: progress.clone() };
+            return self.write_with(hold, enclosed).await.unwrap_or(Ended::Held);
         }
         let closed_until = self.shared.gate().closed().map(|(_, until)| until);
         let at = match (self.stopped, closed_until) {
@@ -904,8 +944,17 @@ impl<'a, S: Spool> Round<'a, S> {
             }
             false => at,
         };
-        self.put_down().await;
-        Ended::Again(at)
+        match enclosed {
+            Some(enclosed) => {
+                let progress = &self.message.progress;
+                let update = || Op::Update { id, progress: progress.clone() };
+                self.write_with(update, Some(enclosed)).await.unwrap_or(Ended::Again(at))
+            }
+            None => {
+                self.put_down().await;
+                Ended::Again(at)
+            }
+        }
     }
 
     /// Writes how far the message has come. Where nothing counts, nothing changes but that the mark goes, and what is in
@@ -926,17 +975,19 @@ impl<'a, S: Spool> Round<'a, S> {
     }
 
     /// Nothing is pending any more.
-    async fn end(&self, wall: UnixMillis) -> Ended {
+    async fn end(&self, wall: UnixMillis, enclosed: Option<Enclosed>) -> Ended {
         let (id, progress) = (self.id(), &self.message.progress);
         let in_queue = wall.since(self.message.envelope.accepted);
         self.shared.metrics.time_in_queue.observe(in_queue.as_secs_f64());
-        match progress.rcpts.iter().any(|status| matches!(status, RcptStatus::Failed(_))) {
-            true => {
-                self.write(|| Op::Fail { id, progress: progress.clone() }, Durability::Lazy).await;
-            }
-            false => self.write(|| Op::Done { id }, Durability::Lazy).await,
-        }
-        Ended::Done
+        let has_failed = progress.rcpts.iter().any(|it| matches!(it, RcptStatus::Failed(_)));
+        let fail = || Op::Fail { id, progress: progress.clone() };
+        let done = || Op::Done { id };
+        // Of our own letters nothing is kept.
+        let postponed = match has_failed && self.message.envelope.kind == Kind::Mail {
+            true => self.write_with(fail, enclosed).await,
+            false => self.write_with(done, enclosed).await,
+        };
+        postponed.unwrap_or(Ended::Done)
     }
 
     /// Its own deferrals span more than `give_up_after`: the recipients that were deferred once more have failed, with

@@ -1,7 +1,7 @@
 //! The engine: which message is tried when, and what follows from the outcome.
 //!
-//! `retry`, `schedule` and `gate` are pure: `now` and randomness come in as arguments. `dispatcher` is the async one,
-//! and `operator` how others ask it.
+//! `retry`, `schedule`, `gate` and `reports` are pure: `now` and randomness come in as arguments. `dispatcher` is the async
+//! one, and `operator` how others ask it.
 
 #![warn(clippy::indexing_slicing, clippy::wildcard_enum_match_arm)]
 
@@ -10,6 +10,8 @@ pub mod retry;
 pub mod schedule;
 
 pub mod gate;
+
+pub mod reports;
 
 pub mod operator;
 

@@ -14,7 +14,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tracing::{debug, info, warn};
 
 use crate::clock;
-use crate::envelope::{Client, Envelope, Intake, Rcpt, SpoolId};
+use crate::envelope::{Client, Envelope, Intake, Kind, Rcpt, SpoolId};
 use crate::listener::Shared;
 use crate::listener::slots::Slot;
 use crate::message::header::{Facts, HeaderFilter};
@@ -462,6 +462,7 @@ fn envelope(transaction: &Transaction, facts: &Facts, peer: &Peer, hostname: &st
         orcpt: rcpt.orcpt.clone(),
     };
     Envelope {
+        kind: Kind::Mail,
         id,
         accepted,
         reverse_path: transaction.reverse_path.clone(),

@@ -9,7 +9,7 @@ use crate::envelope::SpoolId;
 /// Octets of the header; the first record follows.
 pub(super) const HEADER: usize = 64;
 /// What this program reads and writes. Others are refused.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 
 /// No segment is longer, in octets: not with the longest record there can be. What a file has beyond is not read.
 pub(super) const LONGEST: u64 = (4 << 30) + (64 << 20);

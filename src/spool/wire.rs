@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::side_file::FileRef;
 use crate::envelope::{
-    Client, Envelope, Priority, Progress, Rcpt, RcptStatus, SpoolId, UnixMillis,
+    Client, Envelope, Kind, Priority, Progress, Rcpt, RcptStatus, SpoolId, UnixMillis,
 };
 use crate::outcome::{Cause, Receipt, Scope, Stage, Words};
 use crate::smtp::address::{AddressError, Charset, ForwardPath, Mailbox, ReversePath};
@@ -22,6 +22,11 @@ use crate::smtp::reply::EnhancedStatus;
 /// The envelope and, where the content lies in a side file, which.
 pub(super) fn write_envelope(envelope: &Envelope, file: Option<&FileRef>) -> Vec<u8> {
     let wire = EnvelopeWire {
+        kind: match envelope.kind {
+            Kind::Mail => None,
+            Kind::Report => Some("report".into()),
+            Kind::Notice => Some("notice".into()),
+        },
         at: envelope.accepted.0,
         from: envelope.reverse_path.as_str().into(),
         to: envelope.rcpts.iter().map(RcptWire::new).collect(),
@@ -55,6 +60,12 @@ pub(super) fn read_envelope(
     let mailbox = |text: &str| Mailbox::parse(text, Charset::Utf8).map_err(said);
     let envelope = Envelope {
         id,
+        kind: match wire.kind.as_deref() {
+            None => Kind::Mail,
+            Some("report") => Kind::Report,
+            Some("notice") => Kind::Notice,
+            Some(other) => return Err(format!("the kind is {other:?}")),
+        },
         accepted: UnixMillis(wire.at),
         reverse_path: match &*wire.from {
             "" => ReversePath::Null,
@@ -94,6 +105,8 @@ pub(super) fn write_progress(progress: &Progress) -> Vec<u8> {
         to: progress.rcpts.iter().map(StatusWire::new).collect(),
         sending: progress.sending.as_slice().into(),
         doubtful: progress.doubtful.as_slice().into(),
+        untold: progress.untold.as_slice().into(),
+        warned: progress.warned,
     };
     serde_json::to_vec(&wire).expect("strings, numbers and lists can always be written")
 }
@@ -107,11 +120,16 @@ pub(super) fn read_progress(json: &[u8]) -> Result<Progress, String> {
         rcpts: wire.to.iter().map(StatusWire::read).collect::<Result<_, _>>()?,
         sending: wire.sending.into_owned(),
         doubtful: wire.doubtful.into_owned(),
+        untold: wire.untold.into_owned(),
+        warned: wire.warned,
     })
 }
 
 #[derive(Serialize, Deserialize)]
 struct EnvelopeWire<'a> {
+    /// Missing for what a client handed in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kind: Option<Cow<'a, str>>,
     at: u64,
     /// Empty for the null path.
     from: Cow<'a, str>,
@@ -194,6 +212,10 @@ struct ProgressWire<'a> {
     sending: Cow<'a, [u32]>,
     #[serde(default, skip_serializing_if = "is_none_of")]
     doubtful: Cow<'a, [u32]>,
+    #[serde(default, skip_serializing_if = "is_none_of")]
+    untold: Cow<'a, [u32]>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    warned: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -204,7 +226,11 @@ enum StatusWire<'a> {
         last: Option<CauseWire<'a>>,
     },
     #[serde(rename = "d")]
-    Delivered { words: Octets<'a> },
+    Delivered {
+        words: Octets<'a>,
+        #[serde(default, skip_serializing_if = "is_false")]
+        relayed: bool,
+    },
     #[serde(rename = "f")]
     Failed(CauseWire<'a>),
 }
@@ -216,7 +242,8 @@ impl<'a> StatusWire<'a> {
                 Self::Pending { last: last.as_ref().map(CauseWire::new) }
             }
             RcptStatus::Delivered(receipt) => {
-                Self::Delivered { words: Octets::new(receipt.words.as_bytes()) }
+                let words = Octets::new(receipt.words.as_bytes());
+                Self::Delivered { words, relayed: receipt.relayed }
             }
             RcptStatus::Failed(cause) => Self::Failed(CauseWire::new(cause)),
         }
@@ -227,8 +254,8 @@ impl<'a> StatusWire<'a> {
             Self::Pending { last } => {
                 RcptStatus::Pending { last: last.as_ref().map(CauseWire::read).transpose()? }
             }
-            Self::Delivered { words } => {
-                RcptStatus::Delivered(Receipt { words: words.read_words()? })
+            Self::Delivered { words, relayed } => {
+                RcptStatus::Delivered(Receipt { words: words.read_words()?, relayed: *relayed })
             }
             Self::Failed(cause) => RcptStatus::Failed(cause.read()?),
         })

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::config;
-use crate::envelope::{Client, Envelope, Priority, Rcpt};
+use crate::envelope::{Client, Envelope, Kind, Priority, Rcpt};
 use crate::outcome::Receipt;
 use crate::policy::Names;
 use crate::provider::Limits;
@@ -58,7 +58,7 @@ impl Play {
             Self::Panic | Self::Hang | Self::Connect => panic!("{self:?} comes to no end"),
         };
         match letter {
-            'd' => Outcome::Delivered(Receipt { words: "250 ok".into() }),
+            'd' => Outcome::Delivered(Receipt::new("250 ok")),
             'l' => Outcome::Deferred(Cause::new(Scope::Recipient, Stage::EndOfData, "450")),
             'n' => Outcome::Failed(Cause::new(Scope::Recipient, Stage::Rcpt, "550 no")),
             'h' => Outcome::Held(Cause::new(Scope::Message, Stage::EndOfData, "550 5.7.60")),
@@ -150,6 +150,7 @@ struct Stand {
     log: Written,
     concurrency: usize,
     retry: Retry,
+    house: House,
 }
 
 const ID: SpoolId = SpoolId::from_u128(1);
@@ -161,6 +162,7 @@ fn envelope() -> Envelope {
         orcpt: None,
     };
     Envelope {
+        kind: Kind::Mail,
         id: ID,
         accepted: clock::wall(),
         reverse_path: ReversePath::Null,
@@ -184,7 +186,7 @@ impl Stand {
         let put = Op::Put { envelope: envelope(), body: Staged::Memory(b"hi".to_vec()) };
         spool.apply(vec![put], Durability::Durable).await.unwrap();
         let (metrics, log) = (Arc::new(Metrics::new()), written());
-        Self { folder, spool, metrics, log, concurrency: 2, retry: retry_config() }
+        Self { folder, spool, metrics, log, concurrency: 2, retry: retry_config(), house: house() }
     }
 
     /// As a process that was killed leaves it: `sending` was on its way.
@@ -206,10 +208,10 @@ impl Stand {
 
     async fn restarted(self) -> Self {
         self.spool.close().await;
-        let Self { folder, spool, metrics: _, log, concurrency, retry } = self;
+        let Self { folder, spool, metrics: _, log, concurrency, retry, house } = self;
         drop(spool);
         let spool = open(&folder).await;
-        Self { folder, spool, metrics: Arc::new(Metrics::new()), log, concurrency, retry }
+        Self { folder, spool, metrics: Arc::new(Metrics::new()), log, concurrency, retry, house }
     }
 
     /// Runs the engine until `over` holds; what the provider was handed.
@@ -232,7 +234,12 @@ impl Stand {
         let mut dispatcher = Dispatcher::new(
             Arc::clone(&self.spool),
             Some(Arc::clone(&fake) as Arc<dyn Provider>),
-            Settings { retry, concurrency: self.concurrency, policy: preserve() },
+            Settings {
+                retry,
+                concurrency: self.concurrency,
+                policy: preserve(),
+                house: self.house.clone(),
+            },
             accepted,
             requests,
             Arc::clone(&self.metrics),
@@ -261,9 +268,10 @@ impl Stand {
         let shared = Shared {
             spool: Arc::clone(&self.spool),
             provider: None,
-            settings: Settings { retry: self.retry.clone(), concurrency: 1, policy: preserve() },
+            settings: Settings { retry: self.retry.clone(), concurrency: 1, policy: preserve(), house: self.house.clone() },
             metrics: Arc::clone(&self.metrics),
             gate: Mutex::new(Gate::new()),
+            desk: Mutex::new(Desk::load(|_| None, clock::now(), clock::wall())),
             trouble: watch::Sender::new(None),
             log: self.log.clone(),
         };
@@ -302,6 +310,23 @@ async fn open(folder: &TempDir) -> Arc<Log> {
 fn preserve() -> Arc<Policy> {
     let section = config::Sender { policy: config::SenderPolicy::Preserve, allowed: Vec::new() };
     Arc::new(Policy::new(&section, None, None, Names::AsTheyAre))
+}
+
+/// Nobody can be told anything.
+fn house() -> House {
+    House {
+        hostname: "relay.test".to_owned(),
+        sender: None,
+        server: None,
+        bounce: config::Bounce {
+            to: config::BounceTo::Sender,
+            postmaster: None,
+            delay_warning_after: Duration::from_secs(4 * 3600),
+            max_per_hour: 100,
+            full: false,
+        },
+        give_up_after: Duration::from_secs(5 * 86_400),
+    }
 }
 
 fn retry_config() -> Retry {

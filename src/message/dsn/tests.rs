@@ -4,7 +4,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::*;
-use crate::envelope::{Client, Priority};
+use crate::envelope::{Client, Kind, Priority};
 use crate::outcome::Scope;
 use crate::smtp::address::{Charset, ForwardPath, ReversePath};
 use crate::smtp::params::{Notify, Ret};
@@ -19,6 +19,7 @@ fn rcpt(path: &str) -> Rcpt {
 
 fn original(rcpts: Vec<Rcpt>) -> Envelope {
     Envelope {
+        kind: Kind::Mail,
         id: SpoolId::from_u128(0x0195_0000_0000_7000_8000_0000_0000_0001),
         accepted: AT,
         reverse_path: ReversePath::Mailbox(mailbox("app@example.com")),
@@ -110,7 +111,7 @@ fn a_delay_says_that_it_is_still_tried() {
 
 #[test]
 fn a_relay_is_told_to_who_asked_for_success() {
-    let receipt = Receipt { words: "250 2.0.0 queued as 4711".into() };
+    let receipt = Receipt::new("250 2.0.0 queued as 4711");
     let original = original(vec![rcpt("b@example.org")]);
     let news = [News::Relayed(&receipt)];
     let report = compose("app@example.com", &original, &news, Returned::Header(HEADER.as_bytes()));
@@ -121,7 +122,7 @@ fn a_relay_is_told_to_who_asked_for_success() {
 fn one_report_tells_of_all_recipients() {
     let no = cause(Stage::EndOfData, "554 5.7.1 we do not like it");
     let later = cause(Stage::Connect, "connection refused");
-    let receipt = Receipt { words: "250 ok".into() };
+    let receipt = Receipt::new("250 ok");
     let names = ["b@example.org", "c@example.org", "d@example.org", "e@example.org"];
     let original = original(names.map(rcpt).to_vec());
     let news = [News::Failed(&no), News::Delayed(&later, None), News::Relayed(&receipt)];

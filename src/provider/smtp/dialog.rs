@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::config;
 use crate::envelope::{Envelope, Rcpt};
-use crate::outcome::{Case, Outcome, Stage, is_done, too_many_recipients, verdict};
+use crate::outcome::{Case, Outcome, Receipt, Stage, is_done, too_many_recipients, verdict};
 use crate::smtp::address::ReversePath;
 use crate::smtp::params::{Notify, Ret};
 use crate::smtp::reply::{Reply, ReplyClass};
@@ -588,7 +588,12 @@ impl Dialog {
     fn all_answered(&mut self, stage: Stage, reply: &Reply) {
         let State::Busy(transaction) = &mut self.state else { return };
         let open = std::mem::take(&mut transaction.open);
-        let outcome = verdict(stage, reply, transaction.order.case);
+        let outcome = match verdict(stage, reply, transaction.order.case) {
+            Outcome::Delivered(receipt) => {
+                Outcome::Delivered(Receipt { relayed: !self.capabilities.dsn, ..receipt })
+            }
+            outcome => outcome,
+        };
         self.settle_all(&open, &outcome);
         if matches!(outcome, Outcome::Delivered(_)) {
             self.state = State::Ready;

@@ -11,7 +11,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::*;
-use crate::envelope::{Body, BodyFile, Client, Envelope, Priority, Rcpt, SpoolId, UnixMillis};
+use crate::envelope::{
+    Body, BodyFile, Client, Envelope, Kind, Priority, Rcpt, SpoolId, UnixMillis,
+};
 use crate::message::outgoing::Message;
 use crate::outcome::{Scope, Stage};
 use crate::smtp::address::{Charset, ForwardPath, Mailbox};
@@ -135,6 +137,7 @@ fn mailbox(text: &str) -> Mailbox {
 fn submission(body: Body) -> Submission {
     let path = ForwardPath::Mailbox(mailbox("r0@y.example"));
     let envelope = Envelope {
+        kind: Kind::Mail,
         id: SpoolId::from_u128(1),
         accepted: UnixMillis(0),
         reverse_path: ReversePath::Mailbox(mailbox("a@x.example")),

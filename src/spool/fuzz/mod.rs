@@ -24,7 +24,7 @@ use super::segment::{Geometry, Header};
 use super::{Durability, Op, Spool as _, SpoolError, Staged};
 use crate::config;
 use crate::envelope::{
-    Client, Envelope, Head, Priority, Progress, QueueState, RcptStatus, SpoolId, UnixMillis,
+    Client, Envelope, Head, Kind, Priority, Progress, QueueState, RcptStatus, SpoolId, UnixMillis,
 };
 use crate::outcome::{Cause, Scope, Stage};
 use crate::smtp::address::ReversePath;
@@ -338,6 +338,7 @@ fn end(log: Log) -> Vec<(SpoolId, QueueState)> {
 
 fn envelope(id: SpoolId) -> Envelope {
     Envelope {
+        kind: Kind::Mail,
         id,
         accepted: UnixMillis(1_000),
         reverse_path: ReversePath::Null,

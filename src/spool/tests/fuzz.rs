@@ -131,7 +131,7 @@ fn all_statuses() -> Progress {
     };
     let rcpts = vec![
         RcptStatus::Pending { last: Some(cause.clone()) },
-        RcptStatus::Delivered(Receipt { words: (&b"250 \xff"[..]).into() }),
+        RcptStatus::Delivered(Receipt { relayed: true, ..Receipt::new(&b"250 \xff"[..]) }),
         RcptStatus::Failed(cause),
     ];
     let first_deferral = Some(UnixMillis(5));
@@ -142,6 +142,8 @@ fn all_statuses() -> Progress {
         rcpts,
         sending: vec![0],
         doubtful: vec![1],
+        untold: vec![2],
+        warned: true,
     }
 }
 

@@ -17,7 +17,7 @@ use super::record::Record;
 use super::segment::Geometry;
 use super::*;
 use crate::config;
-use crate::envelope::{Client, Priority, QueueState, Rcpt, RcptStatus, UnixMillis};
+use crate::envelope::{Client, Kind, Priority, QueueState, Rcpt, RcptStatus, UnixMillis};
 use crate::outcome::{self, Cause, Receipt, Scope};
 use crate::smtp::address::{Charset, ForwardPath, Mailbox, ReversePath};
 use crate::smtp::params::{Notify, Ret};
@@ -332,6 +332,7 @@ fn rcpt(text: &str) -> Rcpt {
 
 fn envelope(n: u128) -> Envelope {
     Envelope {
+        kind: Kind::Mail,
         id: id(n),
         accepted: UnixMillis(1_000),
         reverse_path: ReversePath::Mailbox(mailbox("app@example.com")),
@@ -466,11 +467,13 @@ async fn a_message_comes_back_to_the_octet_after_a_restart() {
             RcptStatus::Pending {
                 last: Some(Cause { words: words(b"451 \xff\x00 no\r"), ..cause.clone() }),
             },
-            RcptStatus::Delivered(Receipt { words: words("250 ok \u{2028}".as_bytes()) }),
+            RcptStatus::Delivered(Receipt::new(words("250 ok \u{2028}".as_bytes()))),
             RcptStatus::Failed(Cause { words: words(b"550 \xc3"), ..cause }),
         ],
         sending: vec![0, 1],
         doubtful: vec![0],
+        untold: vec![1, 2],
+        warned: true,
     };
     let content = b"Subject: x\r\n\r\n\x00\xff\r\n".to_vec();
     let (log, report) = open(&dir).await;

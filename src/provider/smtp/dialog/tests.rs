@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
-use crate::envelope::{Client, Priority, SpoolId, UnixMillis};
+use crate::envelope::{Client, Kind, Priority, SpoolId, UnixMillis};
 use crate::outcome::Cause;
 use crate::smtp::address::{Charset, ForwardPath, Mailbox, ReversePath};
 
@@ -21,6 +21,7 @@ fn order(from: &str, rcpts: &[&str]) -> Order {
         orcpt: None,
     };
     let envelope = Envelope {
+        kind: Kind::Mail,
         id: SpoolId::from_u128(1),
         accepted: UnixMillis(0),
         reverse_path: reverse_path.clone(),

@@ -1,0 +1,278 @@
+//! Puts what is to be told into the spool: reports in the batch of the outcome that they tell, letters to the postmaster
+//! by themselves. What is told to whom, `reports` decides.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tracing::{error, info, warn};
+
+use super::{DISK_RETRY, Dispatcher, Ended, Round, Shared};
+use crate::clock;
+use crate::delivery::gate::Change;
+use crate::delivery::reports::{self, Errand, Letter, Waiting};
+use crate::delivery::schedule::Turn;
+use crate::envelope::{Kind, Progress, QueueState, SpoolId, UnixMillis};
+use crate::message::dsn::{self, Returned};
+use crate::outcome::Cause;
+use crate::smtp::reply::Escaped;
+use crate::spool::{Durability, Op, Spool, SpoolError, Stage, Staged};
+
+/// What goes into the spool together with the record of an outcome.
+#[derive(Debug)]
+pub(super) struct Enclosed {
+    letter: Option<(Letter, &'static str)>,
+    notes: Vec<(Box<str>, Vec<u8>)>,
+    /// What the progress said was untold, in case it stays so.
+    untold: Vec<u32>,
+    warned: bool,
+}
+
+impl<S: Spool> Dispatcher<S> {
+    /// Begins what the postmaster is to be told now, and says when to look again.
+    pub(super) fn begin_errand(&mut self) -> Option<Instant> {
+        if !self.errand.is_empty() {
+            return None;
+        }
+        let (now, wall) = (clock::now(), clock::wall());
+        let spool = &self.shared.spool;
+        let errand = {
+            let mut desk = self.shared.desk();
+            let due = desk.due()?;
+            if due > now {
+                return Some(due);
+            }
+            desk.errand(&self.shared.settings.house, |not| waiting(spool.as_ref(), not), now, wall)
+        };
+        if let Some(mut errand) = errand {
+            // One that is being sent is left alone; the others cannot begin any more.
+            let is_sent = |id: &SpoolId| self.in_flight.values().any(|(sent, _)| sent == id);
+            errand.replaces = errand.replaces.filter(|id| !is_sent(id));
+            self.replaced = errand.replaces;
+            self.errand.spawn(run(Arc::clone(&self.shared), errand));
+        }
+        // The next one after this, or at once where there was nobody to tell.
+        self.shared.desk().due().filter(|_| self.errand.is_empty())
+    }
+
+    pub(super) fn errand_ended(&mut self) {
+        self.replaced = None;
+        self.schedule_letters();
+    }
+
+    /// Behind all that is due by now and was tried before, so that new mail has three turns for each of theirs.
+    pub(super) fn schedule_letters(&mut self) {
+        let put = self.shared.desk().take_put();
+        for id in put {
+            self.schedule.push(id, Turn::Again, clock::now());
+        }
+    }
+}
+
+/// How much waits, but for one of our own notices.
+fn waiting<S: Spool>(spool: &S, not: Option<SpoolId>) -> Waiting {
+    let mut waiting = Waiting { messages: 0, oldest: None };
+    let mut after = None;
+    loop {
+        let heads = spool.heads(after, 1_000);
+        let Some(last) = heads.last() else { return waiting };
+        after = Some(last.id);
+        for head in heads {
+            if head.state == QueueState::Queued && Some(head.id) != not {
+                waiting.messages += 1;
+                waiting.oldest.get_or_insert(head.id.accepted());
+            }
+        }
+    }
+}
+
+/// Puts a letter to the postmaster into the spool, however long the disk refuses it: it is not known elsewhere.
+async fn run<S: Spool>(shared: Arc<Shared<S>>, mut errand: Errand) {
+    loop {
+        let put = match put(shared.spool.as_ref(), &errand.letter).await {
+            Ok(put) => {
+                let delete = errand.replaces.map(|id| Op::Delete { id });
+                let notes = notes(&errand.notes);
+                let ops = delete.into_iter().chain([put]).chain(notes).collect();
+                shared.spool.apply(ops, Durability::Lazy).await
+            }
+            Err(error) => Err(error),
+        };
+        match put {
+            Ok(()) => break,
+            // It has been sent meanwhile, or an operator took it away.
+            Err(SpoolError::Unknown(_)) if errand.replaces.is_some() => {
+                errand.replaces = None;
+                continue;
+            }
+            Err(SpoolError::Closed) => return,
+            Err(error) => {
+                error!(%error, "a letter to the postmaster cannot be written: {error}; trying again");
+            }
+        }
+        tokio::time::sleep(DISK_RETRY).await;
+    }
+    shared.metrics.reports.with_label_values(&[errand.label]).inc();
+    let id = errand.letter.envelope.id;
+    let kind = errand.label;
+    info!(event = "reported", report = %id, kind, "the postmaster is told: {kind} {id}");
+    shared.desk().put(id);
+}
+
+async fn put<S: Spool>(spool: &S, letter: &Letter) -> Result<Op, SpoolError> {
+    let mut stage = spool.stage();
+    stage.write(&letter.content).await?;
+    let body: Staged = stage.finish().await?;
+    Ok(Op::Put { envelope: letter.envelope.clone(), body })
+}
+
+fn notes(notes: &[(Box<str>, Vec<u8>)]) -> impl Iterator<Item = Op> + '_ {
+    notes.iter().map(|(key, bytes)| Op::Note { key: key.clone(), bytes: bytes.clone() })
+}
+
+impl<S> Shared<S> {
+    pub(super) fn note_outage(&self, change: Change, cause: Option<&Cause>) {
+        let (now, wall) = (clock::now(), clock::wall());
+        match (change, cause) {
+            (Change::Opened(_), _) => self.desk().opened(now, wall),
+            (Change::Closed, Some(cause)) => {
+                self.desk().closed(&self.settings.house.bounce, cause, now, wall);
+            }
+            (Change::Unchanged, Some(cause)) if self.gate().closed().is_some() => {
+                self.desk().closed(&self.settings.house.bounce, cause, now, wall);
+            }
+            (Change::Closed | Change::Unchanged, _) => {}
+        }
+    }
+}
+
+impl<S: Spool> Round<'_, S> {
+    /// What is to be told of the message now. From here on its progress says that it is told. `own`: it was just deferred
+    /// for a reason of its own.
+    pub(super) async fn enclose(&mut self, own: bool, wall: UnixMillis) -> Option<Enclosed> {
+        let house = &self.shared.settings.house;
+        let progress = &self.message.progress;
+        let envelope = &self.message.envelope;
+        let delayed = progress.first_deferral.filter(|first| {
+            own && !progress.warned
+                && envelope.kind == Kind::Mail
+                && wall.since(*first) > house.bounce.delay_warning_after
+        });
+        let until = delayed.map(|first| first.plus(house.give_up_after));
+        let entries = reports::news(envelope, progress, until);
+        if entries.is_empty() {
+            return None;
+        }
+        let (untold, warned) = (progress.untold.clone(), progress.warned);
+        let mut enclosed = Enclosed { letter: None, notes: Vec::new(), untold, warned };
+        let (id, gist) = (envelope.id, reports::gist(&entries));
+        match house.audience(envelope, &entries) {
+            Err(why) => {
+                let kind = gist.label();
+                warn!(event = "unreported", %id, kind, "nobody is told what became of message {id} ({kind}): {why}");
+            }
+            Ok(audience) => {
+                let now = clock::now();
+                let admitted = self.shared.desk().admits(&house.bounce, now);
+                if admitted {
+                    let all = house.returns_all(envelope, &entries);
+                    let (content, is_whole) = self.read(all).await;
+                    let returned = match is_whole {
+                        true => Returned::Full(&content),
+                        false => Returned::Header(&content),
+                    };
+                    let letter = house.report(audience, envelope, &entries, returned, wall);
+                    enclosed.letter = Some((letter, gist.label()));
+                } else {
+                    let line = reports::line(envelope, &entries, wall);
+                    let note = self.shared.desk().list(line, now);
+                    enclosed.notes.push(note);
+                }
+            }
+        }
+        let progress = &mut self.message.progress;
+        progress.untold.clear();
+        progress.warned |= delayed.is_some();
+        self.changed = true;
+        Some(enclosed)
+    }
+
+    /// The message as it was stored, where `all` of it is asked for and can be had; else as much as holds its header.
+    async fn read(&self, all: bool) -> (Vec<u8>, bool) {
+        let (id, body) = (self.id(), &self.message.body);
+        let mut content = self.message.envelope.prepend.to_vec();
+        let all = all && content.len() as u64 + body.len() <= dsn::MAX_FULL;
+        let mut reader = body.reader();
+        let mut is_whole = all;
+        while all || content.len() < dsn::MAX_HEADER {
+            match reader.chunk().await {
+                Ok(Some(chunk)) => content.extend_from_slice(&chunk),
+                Ok(None) => break,
+                Err(error) => {
+                    warn!(%id, %error, "the content of message {id} cannot be read for its report: {error}");
+                    is_whole = false;
+                    break;
+                }
+            }
+        }
+        (content, is_whole)
+    }
+
+    /// Writes one op with what is enclosed. Where the spool has no room for a letter, the outcome is written alone, and
+    /// the message stays queued until it can be told: how, is returned.
+    pub(super) async fn write_with(
+        &self,
+        op: impl Fn() -> Op + Send + Sync,
+        enclosed: Option<Enclosed>,
+    ) -> Option<Ended> {
+        let Some(enclosed) = enclosed else {
+            self.write(op, Durability::Lazy).await;
+            return None;
+        };
+        self.doubt_is_told().await;
+        let id = self.id();
+        let letter = match &enclosed.letter {
+            Some((letter, _)) => put(self.shared.spool.as_ref(), letter).await.map(Some),
+            None => Ok(None),
+        };
+        let written = match letter {
+            Ok(letter) => {
+                let ops = [op()].into_iter().chain(letter).chain(notes(&enclosed.notes)).collect();
+                self.shared.spool.apply(ops, Durability::Lazy).await
+            }
+            Err(error) => Err(error),
+        };
+        match written {
+            Ok(()) => {
+                self.told(&enclosed);
+                None
+            }
+            Err(SpoolError::Closed | SpoolError::Unknown(_) | SpoolError::Refused(..)) => None,
+            Err(error) => {
+                warn!(%id, %error, "the report on message {id} cannot be written now: {error}; trying again");
+                let Enclosed { untold, warned, .. } = enclosed;
+                let progress = Progress { untold, warned, ..self.message.progress.clone() };
+                let update = || Op::Update { id, progress: progress.clone() };
+                self.write(update, Durability::Lazy).await;
+                Some(Ended::Again(clock::now() + self.shared.settings.retry.first))
+            }
+        }
+    }
+
+    fn told(&self, enclosed: &Enclosed) {
+        let id = self.id();
+        match &enclosed.letter {
+            Some((letter, kind)) => {
+                let report = letter.envelope.id;
+                let to = letter.envelope.rcpts.first().map_or("", |rcpt| rcpt.path.as_str());
+                let to = Escaped(to.as_bytes());
+                self.shared.metrics.reports.with_label_values(&[kind]).inc();
+                info!(event = "reported", %id, %report, kind, %to, "message {id}: <{to}> is told ({kind}) by {report}");
+                self.shared.desk().put(report);
+            }
+            None if !enclosed.notes.is_empty() => {
+                info!(event = "listed", %id, "message {id}: more than bounce.max_per_hour reports, so it is on the postmaster's list");
+            }
+            None => {}
+        }
+    }
+}

@@ -1,0 +1,669 @@
+//! Who is told what: reports to senders, and notices to the postmaster. Pure.
+//!
+//! A report is composed where a message's recipient came to an end, and goes into the spool in the batch that says so:
+//! neither can be without the other. Nothing is reported for the provider's fault, for a doubt, or while a message is
+//! held; of an outage the postmaster hears, in notices of which the last tells the whole.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::mem;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Bounce, BounceTo};
+use crate::envelope::{
+    Client, Envelope, Kind, Priority, Progress, Rcpt, RcptStatus, SpoolId, UnixMillis,
+};
+use crate::message::dsn::{self, Entry, Letterhead, News, Returned};
+use crate::message::received::date;
+use crate::outcome::{Cause, Outcome, Scope, Stage};
+use crate::smtp::address::{Charset, ForwardPath, Mailbox, ReversePath};
+use crate::smtp::params::{Notify, Ret};
+use crate::smtp::reply::Escaped;
+
+/// Reports are counted by it, and a digest comes once in it.
+const HOUR: Duration = Duration::from_secs(3600);
+/// An outage that is over before this is told to nobody.
+const BLIP: Duration = Duration::from_secs(15 * 60);
+/// Between two notices of one outage.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// What a digest lists. Each has a note in the spool.
+const MAX_LISTED: usize = 200;
+/// Characters of one line of a digest.
+const MAX_LINE: usize = 1_000;
+
+/// What every letter of this gateway is written with.
+#[derive(Clone, Debug)]
+pub struct House {
+    pub hostname: String,
+    /// The provider's sender.
+    pub sender: Option<Mailbox>,
+    /// The name of the provider's server.
+    pub server: Option<String>,
+    pub bounce: Bounce,
+    /// `retry.give_up_after`
+    pub give_up_after: Duration,
+}
+
+/// A letter that is ready for the spool.
+#[derive(Clone, Debug)]
+pub struct Letter {
+    pub envelope: Envelope,
+    pub content: Vec<u8>,
+}
+
+/// What a report says at its worst: the label of logs and metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gist {
+    Failure,
+    Delay,
+    Relayed,
+}
+
+impl Gist {
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Failure => "failure",
+            Self::Delay => "delay",
+            Self::Relayed => "relayed",
+        }
+    }
+}
+
+/// Whether a report is due of a recipient that came to an end so. Of our own letters only their failure is told, and of
+/// those to the postmaster nothing.
+pub fn is_due(kind: Kind, notify: Notify, outcome: &Outcome) -> bool {
+    match (kind, outcome) {
+        (Kind::Notice, _) | (_, Outcome::Deferred(_) | Outcome::Held(_)) => false,
+        (Kind::Report, Outcome::Failed(_)) => true,
+        (Kind::Report, Outcome::Delivered(_)) => false,
+        (Kind::Mail, Outcome::Failed(_)) => match notify {
+            Notify::Unsaid => true,
+            Notify::Never => false,
+            Notify::On { failure, .. } => failure,
+        },
+        (Kind::Mail, Outcome::Delivered(receipt)) => {
+            receipt.relayed && matches!(notify, Notify::On { success: true, .. })
+        }
+    }
+}
+
+/// The recipients of which a report is due now, and what became of them. With `delayed`, those too that still wait for a
+/// reason of their own.
+pub fn news<'a>(
+    envelope: &'a Envelope,
+    progress: &'a Progress,
+    delayed: Option<UnixMillis>,
+) -> Vec<Entry<'a>> {
+    let is_untold = |rcpt: usize| progress.untold.iter().any(|it| *it as usize == rcpt);
+    let each = envelope.rcpts.iter().zip(&progress.rcpts).enumerate();
+    let entry = |(at, (rcpt, status)): (usize, (&'a Rcpt, &'a RcptStatus))| {
+        let news = match status {
+            RcptStatus::Failed(cause) if is_untold(at) => News::Failed(cause),
+            RcptStatus::Delivered(receipt) if is_untold(at) => News::Relayed(receipt),
+            RcptStatus::Pending { last: Some(cause) }
+                if cause.scope <= Scope::Message && wants_delay(rcpt.notify) =>
+            {
+                News::Delayed(cause, Some(delayed?))
+            }
+            RcptStatus::Failed(_) | RcptStatus::Delivered(_) | RcptStatus::Pending { .. } => {
+                return None;
+            }
+        };
+        Some(Entry { rcpt, news })
+    };
+    each.filter_map(entry).collect()
+}
+
+fn wants_delay(notify: Notify) -> bool {
+    match notify {
+        Notify::Unsaid => true,
+        Notify::Never => false,
+        Notify::On { delay, .. } => delay,
+    }
+}
+
+pub fn gist(entries: &[Entry<'_>]) -> Gist {
+    let any = |is: fn(&News<'_>) -> bool| entries.iter().any(|entry| is(&entry.news));
+    if any(|news| matches!(news, News::Failed(_))) {
+        Gist::Failure
+    } else if any(|news| matches!(news, News::Delayed(..))) {
+        Gist::Delay
+    } else {
+        Gist::Relayed
+    }
+}
+
+impl House {
+    /// Who is told of a message's end, and what such a letter is; else why nobody is.
+    pub fn audience<'a>(
+        &'a self,
+        envelope: &'a Envelope,
+        entries: &[Entry<'_>],
+    ) -> Result<(Kind, &'a Mailbox), &'static str> {
+        let postmaster = || {
+            let postmaster = self.bounce.postmaster.as_ref();
+            postmaster.map(|it| (Kind::Notice, it)).ok_or("and bounce.postmaster is not set")
+        };
+        match (envelope.kind, self.bounce.to) {
+            (Kind::Notice, _) => Err("it was a report itself"),
+            (Kind::Report, _) => postmaster(),
+            (Kind::Mail, BounceTo::Nobody) => Err("bounce.to is \"none\""),
+            (Kind::Mail, BounceTo::Postmaster) => postmaster(),
+            (Kind::Mail, BounceTo::Sender) => match &envelope.reverse_path {
+                ReversePath::Mailbox(sender) if is_reachable(sender, entries) => {
+                    Ok((Kind::Report, sender))
+                }
+                ReversePath::Mailbox(_) | ReversePath::Null => postmaster(),
+            },
+        }
+    }
+
+    /// Whether the message comes back whole; of a report all does, for the postmaster has not seen it.
+    pub fn returns_all(&self, envelope: &Envelope, entries: &[Entry<'_>]) -> bool {
+        let asked = match (envelope.kind, envelope.ret) {
+            (Kind::Report, _) | (_, Some(Ret::Full)) => true,
+            (_, Some(Ret::Headers)) => false,
+            (_, None) => self.bounce.full,
+        };
+        // RFC 3461 4.3: what has not failed comes back as its header.
+        asked && gist(entries) == Gist::Failure
+    }
+
+    /// `content` is the message that is reported on, or as much of it as comes back.
+    pub fn report(
+        &self,
+        (kind, to): (Kind, &Mailbox),
+        original: &Envelope,
+        entries: &[Entry<'_>],
+        returned: Returned<'_>,
+        now: UnixMillis,
+    ) -> Letter {
+        let id = SpoolId::new(now);
+        let from = self.from();
+        let letterhead = Letterhead { id, at: now, hostname: &self.hostname, from: &from, to };
+        let remote = self.server.as_deref();
+        let content = dsn::report(&dsn::Report { letterhead, original, entries, remote, returned });
+        self.letter(kind, id, now, from, to, content)
+    }
+
+    /// A letter to the postmaster.
+    pub fn notice(&self, to: &Mailbox, subject: &str, text: String, now: UnixMillis) -> Letter {
+        let id = SpoolId::new(now);
+        let from = self.from();
+        let letterhead = Letterhead { id, at: now, hostname: &self.hostname, from: &from, to };
+        let content = dsn::notice(&letterhead, subject, text);
+        self.letter(Kind::Notice, id, now, from, to, content)
+    }
+
+    fn letter(
+        &self,
+        kind: Kind,
+        id: SpoolId,
+        now: UnixMillis,
+        from: Mailbox,
+        to: &Mailbox,
+        content: Vec<u8>,
+    ) -> Letter {
+        let path = ForwardPath::Mailbox(to.clone());
+        let envelope = Envelope {
+            id,
+            kind,
+            accepted: now,
+            reverse_path: ReversePath::Null,
+            // RFC 3461 5.2.7: of a report no report comes.
+            rcpts: vec![Rcpt { path, notify: Notify::Never, orcpt: None }],
+            smtputf8: !to.is_ascii() || !from.is_ascii(),
+            eight_bit: !content.is_ascii(),
+            ret: None,
+            envid: None,
+            size: content.len() as u64,
+            client: Client { address: "local".into(), helo: self.hostname.as_str().into() },
+            priority: Priority::Normal,
+            author: Some(from),
+            prepend: Bytes::new(),
+        };
+        Letter { envelope, content }
+    }
+
+    fn from(&self) -> Mailbox {
+        let own = self.sender.clone().or_else(|| self.bounce.postmaster.clone());
+        let postmaster = || Mailbox::parse(&format!("postmaster@{}", self.hostname), Charset::Utf8);
+        own.or_else(|| postmaster().ok()).unwrap_or_else(|| {
+            #[expect(clippy::expect_used, reason = "a constant")]
+            Mailbox::parse("postmaster@localhost", Charset::Ascii).expect("it is an address")
+        })
+    }
+}
+
+/// Whether anything can come to the sender: not where its domain is of this house alone, nor where it is who could not
+/// be reached.
+fn is_reachable(sender: &Mailbox, entries: &[Entry<'_>]) -> bool {
+    let domain = sender.domain().to_ascii_lowercase();
+    let is_local = [".local", ".localhost", ".internal", ".invalid"]
+        .iter()
+        .any(|ending| domain.ends_with(ending));
+    let has_failed = entries.iter().any(|entry| {
+        let is_sender =
+            matches!(&entry.rcpt.path, ForwardPath::Mailbox(mailbox) if mailbox == sender);
+        is_sender && matches!(entry.news, News::Failed(_))
+    });
+    domain.contains('.') && !is_local && !has_failed
+}
+
+/// What is remembered between letters.
+#[derive(Debug)]
+pub struct Desk {
+    /// When the hour began, and the reports in it.
+    hour: Option<(Instant, usize)>,
+    digest: Digest,
+    outage: Option<Outage>,
+    /// The outage that is over, and when that was: its last notice is due.
+    over: Option<(Outage, UnixMillis)>,
+    /// Put into the spool and not yet into the schedule.
+    put: Vec<SpoolId>,
+}
+
+/// What was not reported one by one.
+#[derive(Debug, Default)]
+struct Digest {
+    /// With the key of its note.
+    listed: VecDeque<(Box<str>, String)>,
+    /// What is not listed, for there is more of it than a letter holds.
+    more: u64,
+    /// Of the two halves of the keys, the one that is written to: a note that goes with a digest under way is never one
+    /// that came since.
+    half: bool,
+    /// When the digest is due.
+    due: Option<Instant>,
+}
+
+/// The keys of the notes.
+const HALVES: [&str; 2] = ["report/a", "report/b"];
+pub const OUTAGE: &str = "report/outage";
+
+/// A trouble of the provider, since it began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Outage {
+    since: UnixMillis,
+    stage: Stage,
+    words: String,
+    /// The last notice of it, and when that was.
+    last: Option<(SpoolId, UnixMillis)>,
+    due: Instant,
+}
+
+/// An outage as a note, from its first notice to its last.
+#[derive(Serialize, Deserialize)]
+struct OutageWire {
+    since: u64,
+    stage: String,
+    words: String,
+    notice: String,
+    told: u64,
+}
+
+/// How much waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    pub messages: usize,
+    pub oldest: Option<UnixMillis>,
+}
+
+/// What the postmaster is to be told now.
+#[derive(Clone, Debug)]
+pub struct Errand {
+    /// The label of logs and metrics.
+    pub label: &'static str,
+    pub letter: Letter,
+    /// A notice that says less, to be taken out of the queue where it still is there.
+    pub replaces: Option<SpoolId>,
+    /// Notes that go with it.
+    pub notes: Vec<(Box<str>, Vec<u8>)>,
+}
+
+impl Desk {
+    /// As a former run left it: `note` reads what was noted under a key.
+    pub fn load(note: impl Fn(&str) -> Option<Vec<u8>>, now: Instant, wall: UnixMillis) -> Self {
+        let mut digest = Digest::default();
+        for half in HALVES {
+            for at in 0..MAX_LISTED {
+                let key = format!("{half}/{at}");
+                if let Some(line) = note(&key) {
+                    let line = String::from_utf8_lossy(&line).into_owned();
+                    digest.listed.push_back((key.into(), line));
+                }
+            }
+            let more = note(&format!("{half}/more")).and_then(|it| String::from_utf8(it).ok());
+            digest.more += more.and_then(|it| it.parse().ok()).unwrap_or(0);
+        }
+        // It is not known when that was: now, which is once a start.
+        digest.due = (!digest.is_empty()).then_some(now);
+        digest.half = digest.listed.back().is_some_and(|(key, _)| key.starts_with(HALVES[1]));
+        let outage = note(OUTAGE).and_then(|it| Outage::read(&it, now, wall));
+        Self { hour: None, digest, outage, over: None, put: Vec::new() }
+    }
+
+    /// Whether one more report may go out in this hour; it is counted then.
+    pub fn admits(&mut self, bounce: &Bounce, now: Instant) -> bool {
+        match &mut self.hour {
+            Some((since, count)) if now.saturating_duration_since(*since) < HOUR => {
+                *count += 1;
+                *count <= bounce.max_per_hour
+            }
+            _ => {
+                self.hour = Some((now, 1));
+                true
+            }
+        }
+    }
+
+    /// Puts a report on the list that did not go out: the note that goes into the spool with it.
+    pub fn list(&mut self, line: String, now: Instant) -> (Box<str>, Vec<u8>) {
+        let digest = &mut self.digest;
+        digest.due.get_or_insert(now + HOUR);
+        let half = digest.key();
+        let of_half = digest.listed.iter().filter(|(key, _)| key.starts_with(half)).count();
+        if of_half >= MAX_LISTED {
+            digest.more += 1;
+            return (format!("{half}/more").into(), digest.more.to_string().into_bytes());
+        }
+        let key: Box<str> = format!("{half}/{of_half}").into();
+        let line: String = line.chars().take(MAX_LINE).collect();
+        digest.listed.push_back((key.clone(), line.clone()));
+        (key, line.into_bytes())
+    }
+
+    /// The provider takes no mail, for that reason; told again, the words are the newer ones.
+    pub fn closed(&mut self, bounce: &Bounce, cause: &Cause, now: Instant, wall: UnixMillis) {
+        let words = cause.words.to_string().chars().take(MAX_LINE).collect();
+        match &mut self.outage {
+            Some(outage) => {
+                outage.words = words;
+                outage.stage = cause.stage;
+            }
+            None => {
+                let due = now + bounce.delay_warning_after.min(BLIP);
+                let stage = cause.stage;
+                self.outage = Some(Outage { since: wall, stage, words, last: None, due });
+            }
+        }
+    }
+
+    /// The provider takes mail. Of an outage that nobody was told of nobody is told that it is over.
+    pub fn opened(&mut self, now: Instant, wall: UnixMillis) {
+        if let Some(outage) = self.outage.take().filter(|outage| outage.last.is_some()) {
+            self.over = Some((Outage { due: now, ..outage }, wall));
+        }
+    }
+
+    /// When there is something to tell.
+    pub fn due(&self) -> Option<Instant> {
+        let over = self.over.as_ref().map(|(outage, _)| outage.due);
+        let outage = self.outage.as_ref().map(|outage| outage.due);
+        [over, outage, self.digest.due].into_iter().flatten().min()
+    }
+
+    /// What the postmaster is to be told now. Whoever takes it puts it into the spool, and says so by [`Desk::told`].
+    /// `waiting` does not count our own notice.
+    pub fn errand(
+        &mut self,
+        house: &House,
+        waiting: impl Fn(Option<SpoolId>) -> Waiting,
+        now: Instant,
+        wall: UnixMillis,
+    ) -> Option<Errand> {
+        let Some(postmaster) = &house.bounce.postmaster else {
+            // Nobody is told, but for the log, which has it all.
+            self.over = None;
+            self.digest = Digest { half: self.digest.half, ..Digest::default() };
+            if let Some(outage) = &mut self.outage {
+                outage.due = now + DAY;
+            }
+            return None;
+        };
+        if let Some((outage, until)) = self.over.take() {
+            let replaces = outage.last.map(|(id, _)| id);
+            let text = outage.over(house, waiting(replaces), until);
+            let letter = house.notice(postmaster, "Mail flows again", text, wall);
+            let notes = vec![(OUTAGE.into(), Vec::new())];
+            return Some(Errand { label: "notice", letter, replaces, notes });
+        }
+        if let Some(outage) = self.outage.as_mut().filter(|outage| outage.due <= now) {
+            let replaces = outage.last.map(|(id, _)| id);
+            let text = outage.text(house, waiting(replaces), wall);
+            let subject = "Mail waits: the provider does not take it";
+            let letter = house.notice(postmaster, subject, text, wall);
+            outage.due = now + DAY;
+            outage.last = Some((letter.envelope.id, wall));
+            let notes = vec![(OUTAGE.into(), outage.write())];
+            return Some(Errand { label: "notice", letter, replaces, notes });
+        }
+        if self.digest.due.is_some_and(|due| due <= now) {
+            let half = !self.digest.half;
+            let digest = mem::replace(&mut self.digest, Digest { half, ..Digest::default() });
+            let written = |half: &&str| {
+                *half == digest.key() || digest.listed.iter().any(|(key, _)| key.starts_with(*half))
+            };
+            let more: Vec<_> = (HALVES.into_iter().filter(written))
+                .map(|half| (format!("{half}/more").into(), Vec::new()))
+                .collect();
+            let letter = house.notice(
+                postmaster,
+                "Reports that were not sent one by one",
+                digest.text(&house.bounce),
+                wall,
+            );
+            let listed = digest.listed.into_iter().map(|(key, _)| (key, Vec::new()));
+            let notes = listed.chain(more).collect();
+            return Some(Errand { label: "digest", letter, replaces: None, notes });
+        }
+        None
+    }
+
+    /// A letter is in the spool, and is to be sent.
+    pub fn put(&mut self, id: SpoolId) {
+        self.put.push(id);
+    }
+
+    /// What was put since.
+    pub fn take_put(&mut self) -> Vec<SpoolId> {
+        mem::take(&mut self.put)
+    }
+}
+
+impl Digest {
+    fn key(&self) -> &'static str {
+        let [a, b] = HALVES;
+        if self.half { b } else { a }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.listed.is_empty() && self.more == 0
+    }
+
+    fn text(&self, bounce: &Bounce) -> String {
+        let total = self.listed.len() as u64 + self.more;
+        let mut out = format!(
+            "This is the mail gateway. In an hour it had more to report than bounce.max_per_hour\n\
+             allows ({}), so these {total} reports were not sent to anyone but you:\n\n",
+            bounce.max_per_hour
+        );
+        for (_, line) in &self.listed {
+            out.push_str(line);
+            out.push('\n');
+        }
+        if self.more > 0 {
+            let _infallible =
+                writeln!(out, "\nand at least {} more, which are in the log.", self.more);
+        }
+        out.push_str(
+            "\nWhat to do: so many failures at once often have one reason. Look at the answers\n\
+             above, and at the application that sent the mail. Messages that failed are kept:\n\
+             `mailsluice spool ls` lists them.\n",
+        );
+        out
+    }
+}
+
+impl Outage {
+    fn read(note: &[u8], now: Instant, wall: UnixMillis) -> Option<Self> {
+        let wire: OutageWire = serde_json::from_slice(note).ok()?;
+        let told = UnixMillis(wire.told);
+        Some(Self {
+            since: UnixMillis(wire.since),
+            stage: Stage::from_label(&wire.stage).unwrap_or(Stage::Local),
+            words: wire.words,
+            last: Some((SpoolId::parse(&wire.notice)?, told)),
+            due: now + told.plus(DAY).since(wall).min(DAY),
+        })
+    }
+
+    fn write(&self) -> Vec<u8> {
+        let (notice, told) = self.last.unwrap_or((SpoolId::from_u128(0), UnixMillis(0)));
+        let wire = OutageWire {
+            since: self.since.0,
+            stage: self.stage.label().to_owned(),
+            words: self.words.clone(),
+            notice: notice.to_string(),
+            told: told.0,
+        };
+        serde_json::to_vec(&wire).unwrap_or_default()
+    }
+
+    /// How it is while it lasts.
+    fn text(&self, house: &House, waiting: Waiting, wall: UnixMillis) -> String {
+        let mut out = format!(
+            "This is the mail gateway at {}.\n\n\
+             {} takes no mail since {} ({}).\nIts last answer{}:\n\n    {}\n\n",
+            house.hostname,
+            house.server.as_deref().unwrap_or("The provider"),
+            date(self.since),
+            span(wall.since(self.since)),
+            at(self.stage),
+            self.words
+        );
+        waits(&mut out, waiting);
+        let _infallible = write!(
+            out,
+            "What happens next: the gateway goes on accepting mail, and tries the provider until\n\
+             it works. Nothing is lost, and no sender gets a report because of this.\n\
+             What to do: {}\n",
+            advice(self.stage)
+        );
+        out
+    }
+
+    /// The whole of it.
+    fn over(&self, house: &House, waiting: Waiting, until: UnixMillis) -> String {
+        let mut out = format!(
+            "This is the mail gateway at {}.\n\n\
+             {} takes mail again since {}.\n\
+             It took none from {} on: {}.\nIts last answer{} was:\n\n    {}\n\n",
+            house.hostname,
+            house.server.as_deref().unwrap_or("The provider"),
+            date(until),
+            date(self.since),
+            span(until.since(self.since)),
+            at(self.stage),
+            self.words
+        );
+        waits(&mut out, waiting);
+        out.push_str(
+            "What happens next: what waits is being delivered. Nothing was lost, and no sender\n\
+             got a report because of this.\nWhat to do: nothing.\n",
+        );
+        out
+    }
+}
+
+fn waits(out: &mut String, waiting: Waiting) {
+    let _infallible = match waiting.oldest {
+        Some(oldest) => writeln!(
+            out,
+            "Messages that wait now: {}, the oldest since {}.",
+            waiting.messages,
+            date(oldest)
+        ),
+        None => writeln!(out, "No message waits now."),
+    };
+}
+
+fn at(stage: Stage) -> String {
+    match stage {
+        Stage::Connect => ", when the gateway connected".to_owned(),
+        Stage::StartTls => ", when the connection was to be made secure".to_owned(),
+        Stage::Auth => ", to the login".to_owned(),
+        Stage::Greeting
+        | Stage::Ehlo
+        | Stage::Mail
+        | Stage::Rcpt
+        | Stage::Data
+        | Stage::Content
+        | Stage::EndOfData
+        | Stage::Local => format!(" ({})", stage.label()),
+    }
+}
+
+fn advice(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Connect => {
+            "see whether the server is up and can be reached from the gateway (name,\n\
+             port, firewall). `provider.server` and `provider.port` say where it is looked for."
+        }
+        Stage::StartTls => {
+            "see whether the server's certificate is valid and names the server, and\n\
+             whether `provider.security` fits its port."
+        }
+        Stage::Auth => {
+            "see whether user and password are right and the account may log in. Change\n\
+             them in `[provider]` and restart the gateway."
+        }
+        Stage::Greeting
+        | Stage::Ehlo
+        | Stage::Mail
+        | Stage::Rcpt
+        | Stage::Data
+        | Stage::Content
+        | Stage::EndOfData
+        | Stage::Local => {
+            "the answer above says what the server objects to. If it makes no sense to\n\
+             you, ask who runs that server."
+        }
+    }
+}
+
+fn span(length: Duration) -> String {
+    let minutes = length.as_secs() / 60;
+    let (days, hours, minutes) = (minutes / 1440, minutes / 60 % 24, minutes % 60);
+    match (days, hours) {
+        (0, 0) => format!("{minutes} min"),
+        (0, _) => format!("{hours} h {minutes} min"),
+        (_, _) => format!("{days} d {hours} h"),
+    }
+}
+
+/// What a digest says of a report that it stands for.
+pub fn line(original: &Envelope, entries: &[Entry<'_>], now: UnixMillis) -> String {
+    let from = Escaped(original.reverse_path.as_str().as_bytes()).to_string();
+    let mut out = format!("{} {} from <{from}>", date(now), original.id);
+    for entry in entries.iter().take(3) {
+        let (what, words) = match entry.news {
+            News::Failed(cause) => ("failed", &cause.words),
+            News::Delayed(cause, _) => ("delayed", &cause.words),
+            News::Relayed(receipt) => ("relayed", &receipt.words),
+        };
+        let to = Escaped(entry.rcpt.path.as_str().as_bytes());
+        let words: String = words.to_string().chars().take(200).collect();
+        let _infallible = write!(out, "; {what} for <{to}>: {words}");
+    }
+    if entries.len() > 3 {
+        let _infallible = write!(out, "; and {} more recipients", entries.len() - 3);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;
