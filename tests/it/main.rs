@@ -35,6 +35,8 @@ mod login;
 mod peers;
 /// The queue, for operators.
 mod queue;
+/// Reports to senders and to the postmaster.
+mod reports;
 /// Who readers see as the sender.
 mod sender;
 /// README, sample, metrics, import table: they say what is true.
