@@ -5,15 +5,30 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::envelope::UnixMillis;
 
-/// For waiting: never steps.
+/// For waiting: never steps. It is the clock of tokio's timers, which is the system's but where a test has paused it.
 #[expect(clippy::disallowed_methods, reason = "this is the place that reads time")]
 pub fn now() -> Instant {
-    Instant::now()
+    tokio::time::Instant::now().into_std()
 }
 
 /// For what is stored and shown: may step, either way.
+#[cfg(not(test))]
+pub fn wall() -> UnixMillis {
+    system()
+}
+
+/// The same, going on as [`now`] does, so that a test which lets days pass sees them in both.
+#[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "this is the place that reads time")]
 pub fn wall() -> UnixMillis {
+    static ORIGIN: std::sync::LazyLock<(Instant, UnixMillis)> =
+        std::sync::LazyLock::new(|| (Instant::now(), system()));
+    let (began, then) = *ORIGIN;
+    then.plus(now().saturating_duration_since(began))
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the place that reads time")]
+fn system() -> UnixMillis {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     UnixMillis(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
 }

@@ -1,3 +1,5 @@
+mod days;
+
 use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
 
