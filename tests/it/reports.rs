@@ -22,7 +22,9 @@ fn picky(ask: &Ask<'_>) -> Answer {
 }
 
 fn with_postmaster(sink: &Sink) -> Setup {
-    Setup::to(sink.address).set("bounce", "postmaster = \"ops@example.net\"")
+    Setup::to(sink.address)
+        .set("bounce", "to = \"sender\"")
+        .set("bounce", "postmaster = \"ops@example.net\"")
 }
 
 /// What Python's `email` makes of a message: a list of its parts, each with its type, its header fields and its text.

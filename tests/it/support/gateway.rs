@@ -37,6 +37,8 @@ impl Setup {
             .set("retry", "max = \"1s\"")
             .set("retry", "jitter = 0.0")
             .set("retry", "in_doubt_after = \"100ms\"")
+            // A report is mail that the test did not send: the tests of reports ask for them.
+            .set("bounce", "to = \"none\"")
     }
 
     /// A gateway without a provider.
