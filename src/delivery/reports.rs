@@ -360,6 +360,13 @@ impl Desk {
         }
     }
 
+    /// A report that was admitted could not be written, and will be asked for again.
+    pub fn withdraw(&mut self) {
+        if let Some((_, count)) = &mut self.hour {
+            *count = count.saturating_sub(1);
+        }
+    }
+
     /// Puts a report on the list that did not go out: the note that goes into the spool with it.
     pub fn list(&mut self, line: String, now: Instant) -> (Box<str>, Vec<u8>) {
         let digest = &mut self.digest;

@@ -249,7 +249,10 @@ impl<S: Spool> Round<'_, S> {
             Err(SpoolError::Closed | SpoolError::Unknown(_) | SpoolError::Refused(..)) => None,
             Err(error) => {
                 warn!(%id, %error, "the report on message {id} cannot be written now: {error}; trying again");
-                let Enclosed { untold, warned, .. } = enclosed;
+                let Enclosed { letter, untold, warned, .. } = enclosed;
+                if letter.is_some() {
+                    self.shared.desk().withdraw();
+                }
                 let progress = Progress { untold, warned, ..self.message.progress.clone() };
                 let update = || Op::Update { id, progress: progress.clone() };
                 self.write(update, Durability::Lazy).await;

@@ -13,7 +13,7 @@ use crate::envelope::{Client, Envelope, Kind, Priority, Rcpt};
 use crate::outcome::Receipt;
 use crate::policy::Names;
 use crate::provider::Limits;
-use crate::smtp::address::{Charset, ForwardPath, ReversePath};
+use crate::smtp::address::{Charset, ForwardPath, Mailbox, ReversePath};
 use crate::smtp::params::Notify;
 use crate::spool::Staged;
 use crate::spool::log::Log;
@@ -939,4 +939,45 @@ async fn a_message_that_cannot_be_read_is_held_for_the_operator_who_may_delete_i
     assert!(matches!(hold[..], [(ID, Answer::Error(_))]), "{hold:?}");
     assert_eq!(delete, [(ID, Answer::Done)]);
     assert_eq!((stand.state(), held()), (None, 0));
+}
+
+fn postmaster() -> Option<Mailbox> {
+    Mailbox::parse("ops@example.net", Charset::Ascii).ok()
+}
+
+/// What was written between two parts of an attempt, of which no report was written yet.
+#[tokio::test]
+async fn a_failure_that_a_killed_attempt_did_not_tell_is_told_by_the_next() {
+    let mut stand = Stand::new().await;
+    stand.house.bounce.postmaster = postmaster();
+    let hangs = |stand: &Stand, calls: &[Call]| {
+        calls.len() == 2 && stand.spool.head(ID).is_some_and(|head| head.pending == 1)
+    };
+    stand.run_parts(1, &[Play::Never, Play::Hang], hangs).await;
+    let progress = stand.progress().await;
+    assert_eq!((statuses(&progress).as_str(), &progress.untold[..]), ("x?", &[0][..]));
+    let stand = stand.restarted().await;
+    let failed = |stand: &Stand, _: &[Call]| {
+        stand.spool.health().failed == 1 && stand.spool.heads(None, 9).len() == 1
+    };
+    let calls = stand.run_parts(1, &[], failed).await;
+    let others: Vec<SpoolId> =
+        calls.iter().map(|call| call.id).filter(|called| *called != ID).collect();
+    assert_eq!(others.len(), 1, "one report: {calls:?}");
+    let progress = stand.progress().await;
+    assert_eq!((statuses(&progress).as_str(), &progress.untold[..]), ("xd", &[][..]));
+}
+
+#[tokio::test]
+async fn a_report_is_in_the_spool_as_soon_as_the_failure_is() {
+    let mut stand = Stand::new().await;
+    stand.house.bounce.postmaster = postmaster();
+    let (ended, _) = stand.attempt(2, &[Play::Never]).await;
+    assert!(matches!(ended, Ended::Done));
+    let stand = stand.restarted().await;
+    let heads = stand.spool.heads(None, 9);
+    assert_eq!(heads.len(), 2);
+    let report = stand.spool.open(heads[1].id).await.unwrap();
+    assert_eq!(report.envelope.kind, Kind::Notice);
+    assert_eq!(report.envelope.rcpts[0].path.as_str(), "ops@example.net");
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::envelope::{Body, Head};
-use crate::smtp::address::Mailbox;
 use crate::spool::{Health, Stage};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -15,6 +14,8 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 struct Memory {
     messages: Mutex<BTreeMap<SpoolId, (Stored, QueueState)>>,
     notes: Mutex<BTreeMap<String, Vec<u8>>>,
+    /// Nothing new can be put; what is there can be marked.
+    full: std::sync::atomic::AtomicBool,
 }
 
 struct MemoryStage(Vec<u8>);
@@ -39,7 +40,11 @@ impl Spool for Memory {
 
     async fn apply(&self, ops: Vec<Op>, _durability: Durability) -> Result<(), SpoolError> {
         let mut messages = self.messages.lock().unwrap();
+        let is_full = self.full.load(std::sync::atomic::Ordering::SeqCst);
         for op in &ops {
+            if is_full && matches!(op, Op::Put { .. }) {
+                return Err(SpoolError::Full);
+            }
             if let Op::Delete { id } = op
                 && !messages.contains_key(id)
             {
@@ -245,4 +250,75 @@ async fn six_days_of_a_wrong_password_cost_no_message_and_end_with_one_notice() 
     }
     let tries = provider.tries.load(std::sync::atomic::Ordering::SeqCst);
     assert!(tries < 4_000, "{tries} tries: a server that refuses logins is not stormed");
+}
+
+/// Refuses application mail for good.
+struct Refuses;
+
+impl Provider for Refuses {
+    fn limits(&self) -> Limits {
+        Limits { recipients: 100 }
+    }
+
+    fn deliver<'a>(
+        &'a self,
+        submission: &'a Submission,
+        outcomes: &'a Outcomes,
+    ) -> BoxFuture<'a, ()> {
+        let play = match submission.envelope.kind {
+            Kind::Mail => Play::Never,
+            Kind::Report | Kind::Notice => Play::Take,
+        };
+        for rcpt in &submission.part {
+            outcomes.settle(*rcpt, play.outcome(*rcpt));
+        }
+        Box::pin(async {})
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
+
+/// On a full disk deliveries are what makes room, so none may wait for room itself; and no failure may go untold.
+#[tokio::test(start_paused = true)]
+async fn a_report_that_has_no_room_keeps_its_message_queued_and_no_other_waits_for_it() {
+    let spool = Arc::new(Memory::default());
+    let put = |id, to: usize| {
+        let mut envelope = Envelope { id: SpoolId::from_u128(id), ..envelope() };
+        envelope.rcpts.truncate(to);
+        Op::Put { envelope, body: Staged::Memory(b"hi".to_vec()) }
+    };
+    let all = (1..=5).map(|id| put(id, 1)).collect();
+    spool.apply(all, Durability::Durable).await.unwrap();
+    spool.full.store(true, std::sync::atomic::Ordering::SeqCst);
+    let (_accept, accepted) = mpsc::unbounded_channel();
+    let metrics = Arc::new(Metrics::new());
+    let mut house = house();
+    house.bounce.postmaster = postmaster();
+    let mut dispatcher = Dispatcher::new(
+        Arc::clone(&spool),
+        Some(Arc::new(Refuses) as Arc<dyn Provider>),
+        Settings { retry: retry_config(), concurrency: 1, house },
+        accepted,
+        Arc::clone(&metrics),
+        watch::Sender::new(None),
+        written(),
+    );
+    dispatcher.load();
+    let stop = CancellationToken::new();
+    let states =
+        || -> Vec<QueueState> { spool.heads(None, 9).into_iter().map(|head| head.state).collect() };
+    let play = async {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(states(), [QueueState::Queued; 5]);
+        let failed = metrics.recipients.with_label_values(&["failed"]).get();
+        assert_eq!(failed, 5, "each was tried, once");
+        spool.full.store(false, std::sync::atomic::Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(states(), [QueueState::Failed; 5]);
+        assert_eq!(metrics.reports.with_label_values(&["failure"]).get(), 5);
+        stop.cancel();
+    };
+    tokio::join!(play, dispatcher.run(stop.clone(), Duration::from_secs(1)));
 }
