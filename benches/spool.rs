@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mailsluice::config;
-use mailsluice::envelope::{Client, Envelope, Priority, Rcpt, SpoolId, UnixMillis};
+use mailsluice::envelope::{Client, Envelope, Kind, Priority, Rcpt, SpoolId, UnixMillis};
 use mailsluice::smtp::address::{Charset, ForwardPath, Mailbox, ReversePath};
 use mailsluice::smtp::params::Notify;
 use mailsluice::spool::log::Log;
@@ -373,6 +373,7 @@ fn envelope(n: u64, size: u64) -> Envelope {
     let mailbox = |text: &str| Mailbox::parse(text, Charset::Ascii).expect("an address");
     let path = ForwardPath::Mailbox(mailbox("reader@example.com"));
     Envelope {
+        kind: Kind::Mail,
         id: SpoolId::new(accepted),
         accepted,
         reverse_path: ReversePath::Mailbox(mailbox("reports@example.com")),

@@ -156,6 +156,8 @@ pub struct Progress {
     pub untold: Vec<u32>,
     /// The delay of the message was reported.
     pub warned: bool,
+    /// The server takes no null reverse path from this account: a letter of ours goes from the provider's sender.
+    pub named: bool,
 }
 
 impl Progress {
@@ -171,6 +173,7 @@ impl Progress {
             doubtful: Vec::new(),
             untold: Vec::new(),
             warned: false,
+            named: false,
         }
     }
 

@@ -66,6 +66,8 @@ pub struct Cause {
     pub retry_after: Option<Duration>,
     /// The connection ended with it, in the middle of a message: one message may be the reason, or the provider.
     pub lost: bool,
+    /// The account was refused over a null reverse path: with one of its own the message may pass.
+    pub null_path: bool,
     /// The content was given away and no answer came: the remote may have taken it.
     pub maybe_sent: bool,
 }
@@ -80,6 +82,7 @@ impl Cause {
             status: None,
             retry_after: None,
             lost: false,
+            null_path: false,
             maybe_sent: false,
         }
     }
@@ -138,10 +141,11 @@ pub fn verdict(stage: Stage, reply: &Reply, case: Case) -> Outcome {
     if let Some(fault) = account_fault(stage, reply) {
         // A report says nothing about a lane. It ends where its sender is refused; what the account is in for passes.
         if case.null_reverse_path && !before_mail {
+            let cause = Cause { null_path: true, ..cause(Scope::Message) };
             return match fault {
-                AccountFault::SendAs if permanent => Outcome::Failed(cause(Scope::Message)),
+                AccountFault::SendAs if permanent => Outcome::Failed(cause),
                 AccountFault::Access | AccountFault::Quota | AccountFault::SendAs => {
-                    Outcome::Deferred(cause(Scope::Message))
+                    Outcome::Deferred(cause)
                 }
             };
         }

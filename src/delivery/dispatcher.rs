@@ -598,7 +598,7 @@ impl<'a, S: Spool> Round<'a, S> {
         let mut pending: VecDeque<usize> = self.message.progress.pending().collect();
         let applied = self.shared.settings.policy.apply(&envelope, &self.message.body).await;
         let (message, reverse_path) = match applied {
-            Ok(applied) => applied,
+            Ok((message, reverse_path)) => (message, self.named(reverse_path)),
             Err(error) => {
                 for rcpt in pending {
                     self.settle(rcpt, unreadable(&error));
@@ -782,6 +782,10 @@ impl<'a, S: Spool> Round<'a, S> {
         let outcome = match outcome {
             Outcome::Deferred(cause) if cause.maybe_sent && self.holds_doubt(rcpt) => {
                 Outcome::Held(cause)
+            }
+            Outcome::Failed(cause) if self.may_be_named(&cause) => {
+                self.message.progress.named = true;
+                Outcome::Deferred(cause)
             }
             Outcome::Delivered(_)
             | Outcome::Deferred(_)

@@ -104,7 +104,9 @@ pub fn news<'a>(
             RcptStatus::Failed(cause) if is_untold(at) => News::Failed(cause),
             RcptStatus::Delivered(receipt) if is_untold(at) => News::Relayed(receipt),
             RcptStatus::Pending { last: Some(cause) }
-                if cause.scope <= Scope::Message && wants_delay(rcpt.notify) =>
+                if cause.scope <= Scope::Message
+                    && !cause.maybe_sent
+                    && wants_delay(rcpt.notify) =>
             {
                 News::Delayed(cause, Some(delayed?))
             }

@@ -6,7 +6,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::*;
-use crate::envelope::{Client, Priority, SpoolId, UnixMillis};
+use crate::envelope::{Client, Kind, Priority, SpoolId, UnixMillis};
 use crate::message::header::HeaderFilter;
 use crate::smtp::address::Charset;
 
@@ -46,6 +46,7 @@ fn policy(words: &str) -> Policy {
 fn envelope(reverse_path: &str, content: &[u8]) -> Envelope {
     let starts_folded = content.starts_with(b" ") || content.starts_with(b"\t");
     Envelope {
+        kind: Kind::Mail,
         id: SpoolId::from_u128(1),
         accepted: UnixMillis(0),
         reverse_path: match reverse_path {

@@ -107,6 +107,7 @@ pub(super) fn write_progress(progress: &Progress) -> Vec<u8> {
         doubtful: progress.doubtful.as_slice().into(),
         untold: progress.untold.as_slice().into(),
         warned: progress.warned,
+        named: progress.named,
     };
     serde_json::to_vec(&wire).expect("strings, numbers and lists can always be written")
 }
@@ -122,6 +123,7 @@ pub(super) fn read_progress(json: &[u8]) -> Result<Progress, String> {
         doubtful: wire.doubtful.into_owned(),
         untold: wire.untold.into_owned(),
         warned: wire.warned,
+        named: wire.named,
     })
 }
 
@@ -216,6 +218,8 @@ struct ProgressWire<'a> {
     untold: Cow<'a, [u32]>,
     #[serde(default, skip_serializing_if = "is_false")]
     warned: bool,
+    #[serde(default, skip_serializing_if = "is_false")]
+    named: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -302,6 +306,7 @@ impl<'a> CauseWire<'a> {
                 .map(|(class, subject, detail)| EnhancedStatus(class, subject, detail)),
             retry_after: self.wait,
             lost: false,
+            null_path: false,
             maybe_sent: self.maybe,
         })
     }

@@ -14,6 +14,7 @@ use crate::delivery::schedule::Turn;
 use crate::envelope::{Kind, Progress, QueueState, SpoolId, UnixMillis};
 use crate::message::dsn::{self, Returned};
 use crate::outcome::Cause;
+use crate::smtp::address::ReversePath;
 use crate::smtp::reply::Escaped;
 use crate::spool::{Durability, Op, Spool, SpoolError, Stage, Staged};
 
@@ -131,21 +132,36 @@ fn notes(notes: &[(Box<str>, Vec<u8>)]) -> impl Iterator<Item = Op> + '_ {
 
 impl<S> Shared<S> {
     pub(super) fn note_outage(&self, change: Change, cause: Option<&Cause>) {
-        let (now, wall) = (clock::now(), clock::wall());
-        match (change, cause) {
-            (Change::Opened(_), _) => self.desk().opened(now, wall),
-            (Change::Closed, Some(cause)) => {
-                self.desk().closed(&self.settings.house.bounce, cause, now, wall);
-            }
-            (Change::Unchanged, Some(cause)) if self.gate().closed().is_some() => {
-                self.desk().closed(&self.settings.house.bounce, cause, now, wall);
-            }
-            (Change::Closed | Change::Unchanged, _) => {}
+        let lasts = match change {
+            Change::Opened(_) => return self.desk().opened(clock::now(), clock::wall()),
+            Change::Closed => true,
+            Change::Unchanged => cause.is_some() && self.gate().closed().is_some(),
+        };
+        if let Some(cause) = cause.filter(|_| lasts) {
+            let bounce = &self.settings.house.bounce;
+            self.desk().closed(bounce, cause, clock::now(), clock::wall());
         }
     }
 }
 
 impl<S: Spool> Round<'_, S> {
+    /// Whether this is a letter of ours that was refused for its null reverse path, and may go from the provider's sender
+    /// instead. Once: what is refused then has failed.
+    pub(super) fn may_be_named(&self, cause: &Cause) -> bool {
+        cause.null_path
+            && self.message.envelope.kind != Kind::Mail
+            && !self.message.progress.named
+            && self.shared.settings.house.sender.is_some()
+    }
+
+    /// The reverse path that the message leaves with.
+    pub(super) fn named(&self, reverse_path: ReversePath) -> ReversePath {
+        match &self.shared.settings.house.sender {
+            Some(sender) if self.message.progress.named => ReversePath::Mailbox(sender.clone()),
+            Some(_) | None => reverse_path,
+        }
+    }
+
     /// What is to be told of the message now. From here on its progress says that it is told. `own`: it was just deferred
     /// for a reason of its own.
     pub(super) async fn enclose(&mut self, own: bool, wall: UnixMillis) -> Option<Enclosed> {

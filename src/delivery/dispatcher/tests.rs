@@ -270,7 +270,12 @@ impl Stand {
         let shared = Shared {
             spool: Arc::clone(&self.spool),
             provider: None,
-            settings: Settings { retry: self.retry.clone(), concurrency: 1, policy: preserve(), house: self.house.clone() },
+            settings: Settings {
+                retry: self.retry.clone(),
+                concurrency: 1,
+                policy: preserve(),
+                house: self.house.clone(),
+            },
             metrics: Arc::clone(&self.metrics),
             gate: Mutex::new(Gate::new()),
             desk: Mutex::new(Desk::load(|_| None, clock::now(), clock::wall())),

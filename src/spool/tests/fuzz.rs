@@ -144,6 +144,7 @@ fn all_statuses() -> Progress {
         doubtful: vec![1],
         untold: vec![2],
         warned: true,
+        named: true,
     }
 }
 

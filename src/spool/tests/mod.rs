@@ -474,6 +474,7 @@ async fn a_message_comes_back_to_the_octet_after_a_restart() {
         doubtful: vec![0],
         untold: vec![1, 2],
         warned: true,
+        named: true,
     };
     let content = b"Subject: x\r\n\r\n\x00\xff\r\n".to_vec();
     let (log, report) = open(&dir).await;

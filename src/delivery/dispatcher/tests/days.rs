@@ -73,7 +73,9 @@ impl Spool for Memory {
                 }
                 Op::Fail { id, progress } => (id, progress, QueueState::Failed),
                 Op::Hold { id, progress } => (id, progress, QueueState::Held),
-                other => panic!("{other:?} is not of this play"),
+                other @ (Op::Put { .. } | Op::Requeue { .. } | Op::Release { .. }) => {
+                    panic!("{other:?} is not of this play")
+                }
             };
             let slot = messages.get_mut(&id).unwrap();
             slot.0.progress = progress;
@@ -179,7 +181,7 @@ impl Provider for WrongPassword {
 }
 
 async fn read_all(submission: &Submission) -> String {
-    let (mut reader, mut content) = (submission.body.reader(), Vec::new());
+    let (mut reader, mut content) = (submission.message.reader(), Vec::new());
     while let Some(chunk) = reader.chunk().await.unwrap() {
         content.extend_from_slice(&chunk);
     }
@@ -197,7 +199,7 @@ async fn six_days_of_a_wrong_password_cost_no_message_and_end_with_one_notice() 
     let mut dispatcher = Dispatcher::new(
         Arc::clone(&spool),
         Some(Arc::clone(&provider) as Arc<dyn Provider>),
-        Settings { retry, concurrency: 4, house },
+        Settings { retry, concurrency: 4, policy: preserve(), house },
         accepted,
         Arc::new(Metrics::new()),
         watch::Sender::new(None),
@@ -299,7 +301,7 @@ async fn a_report_that_has_no_room_keeps_its_message_queued_and_no_other_waits_f
     let mut dispatcher = Dispatcher::new(
         Arc::clone(&spool),
         Some(Arc::new(Refuses) as Arc<dyn Provider>),
-        Settings { retry: retry_config(), concurrency: 1, house },
+        Settings { retry: retry_config(), concurrency: 1, policy: preserve(), house },
         accepted,
         Arc::clone(&metrics),
         watch::Sender::new(None),
