@@ -10,7 +10,7 @@
 //!                                         │ wake
 //!                               schedule ─► gate ─► provider ──► upstream SMTP server
 //!                                  ▲                   │ one outcome per recipient
-//!                                  └── retry / wait ───┴─► done | failed (kept)
+//!                                  └── retry / wait ───┴─► done | failed (kept, and reported)
 //! ```
 //!
 //! One direction, no short cuts. The listener and the delivery side meet only in the spool and in one wake-up (the head
@@ -36,7 +36,7 @@
 //! - [`smtp`] is the protocol, without sockets, clock, tasks or logs: bytes in, steps out.
 //! - [`envelope`] and [`outcome`] are the words that the rooms share. Whose fault a refusal is, is decided by one table,
 //!   [`outcome::verdict`].
-//! - [`message`] works on the raw bytes of a header; [`policy`] says who readers see as the sender.
+//! - [`message`] works on the raw bytes of a header, and composes reports; [`policy`] says who readers see as the sender.
 //! - [`listener`] is sockets in, [`provider`] is sockets out, [`spool`] is the disk, [`delivery`] is the engine between.
 //! - [`config`] reads the file into plain structs; [`admin`] answers HTTP; [`sandbox`] is a stand-in for the world.
 //! - [`app`] is the only place that builds the graph of parts; [`cli`] is the command line.

@@ -30,6 +30,10 @@ use crate::smtp::reply::Escaped;
 use crate::spool::{Durability, Op, Spool, SpoolError, Stored};
 use crate::telemetry::Written;
 
+mod telling;
+
+use telling::Enclosed;
+
 /// Heads that are read from the spool at once at start.
 const HEADS: usize = 1_000;
 /// Between two tries to write an outcome that the disk did not take.
@@ -45,10 +49,6 @@ pub struct Settings {
     pub policy: Arc<Policy>,
     pub house: House,
 }
-
-mod telling;
-
-use telling::Enclosed;
 
 /// What the delivery side says of itself: `None` while mail flows, else why not.
 pub type Trouble = Option<Cause>;
@@ -869,7 +869,11 @@ impl<'a, S: Spool> Round<'a, S> {
             }
             Outcome::Failed(cause) => {
                 let (scope, stage) = (cause.scope.label(), cause.stage.label());
-                error!(event = "failed", %id, %to, scope, stage, words = %cause.words, "message {id} failed for <{to}>: {cause}; its content stays in the spool");
+                let rest = match self.message.envelope.kind {
+                    Kind::Mail => "its content stays in the spool",
+                    Kind::Report | Kind::Notice => "it was a letter of the gateway's own",
+                };
+                error!(event = "failed", %id, %to, scope, stage, words = %cause.words, "message {id} failed for <{to}>: {cause}; {rest}");
             }
             Outcome::Held(cause) if cause.maybe_sent => {
                 let (scope, stage) = (cause.scope.label(), cause.stage.label());

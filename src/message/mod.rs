@@ -1,4 +1,5 @@
-//! Work on the raw bytes of a message's header. A body is never parsed or written anew here.
+//! Work on the raw bytes of a message's header; a body is never parsed or written anew. In `dsn`, what this gateway writes
+//! itself.
 
 pub mod addresses;
 pub mod dsn;

@@ -270,6 +270,12 @@ impl<S: Spool> Round<'_, S> {
                     self.shared.desk().withdraw();
                 }
                 let progress = Progress { untold, warned, ..self.message.progress.clone() };
+                // One that is to be held is told when it is let go.
+                if self.held {
+                    let hold = || Op::Hold { id, progress: progress.clone() };
+                    self.write(hold, Durability::Lazy).await;
+                    return Some(Ended::Held);
+                }
                 let update = || Op::Update { id, progress: progress.clone() };
                 self.write(update, Durability::Lazy).await;
                 Some(Ended::Again(clock::now() + self.shared.settings.retry.first))

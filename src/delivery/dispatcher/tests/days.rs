@@ -254,8 +254,8 @@ async fn six_days_of_a_wrong_password_cost_no_message_and_end_with_one_notice() 
     assert!(tries < 4_000, "{tries} tries: a server that refuses logins is not stormed");
 }
 
-/// Refuses application mail for good.
-struct Refuses;
+/// What becomes of application mail; letters of our own are taken.
+struct Refuses(Play);
 
 impl Provider for Refuses {
     fn limits(&self) -> Limits {
@@ -268,7 +268,7 @@ impl Provider for Refuses {
         outcomes: &'a Outcomes,
     ) -> BoxFuture<'a, ()> {
         let play = match submission.envelope.kind {
-            Kind::Mail => Play::Never,
+            Kind::Mail => self.0,
             Kind::Report | Kind::Notice => Play::Take,
         };
         for rcpt in &submission.part {
@@ -282,45 +282,73 @@ impl Provider for Refuses {
     }
 }
 
-/// On a full disk deliveries are what makes room, so none may wait for room itself; and no failure may go untold.
-#[tokio::test(start_paused = true)]
-async fn a_report_that_has_no_room_keeps_its_message_queued_and_no_other_waits_for_it() {
-    let spool = Arc::new(Memory::default());
-    let put = |id, to: usize| {
-        let mut envelope = Envelope { id: SpoolId::from_u128(id), ..envelope() };
-        envelope.rcpts.truncate(to);
+/// Runs the engine for a minute on a full disk, and for another with room again; what there was after each.
+async fn on_a_full_disk(
+    spool: &Arc<Memory>,
+    metrics: &Arc<Metrics>,
+    play: Play,
+    mails: u128,
+) -> [Vec<(QueueState, Progress)>; 2] {
+    let put = |id| {
+        let envelope = Envelope { id: SpoolId::from_u128(id), ..envelope() };
         Op::Put { envelope, body: Staged::Memory(b"hi".to_vec()) }
     };
-    let all = (1..=5).map(|id| put(id, 1)).collect();
-    spool.apply(all, Durability::Durable).await.unwrap();
+    spool.apply((1..=mails).map(put).collect(), Durability::Durable).await.unwrap();
     spool.full.store(true, std::sync::atomic::Ordering::SeqCst);
     let (_accept, accepted) = mpsc::unbounded_channel();
-    let metrics = Arc::new(Metrics::new());
     let mut house = house();
     house.bounce.postmaster = postmaster();
     let mut dispatcher = Dispatcher::new(
-        Arc::clone(&spool),
-        Some(Arc::new(Refuses) as Arc<dyn Provider>),
+        Arc::clone(spool),
+        Some(Arc::new(Refuses(play)) as Arc<dyn Provider>),
         Settings { retry: retry_config(), concurrency: 1, policy: preserve(), house },
         accepted,
-        Arc::clone(&metrics),
+        Arc::clone(metrics),
         watch::Sender::new(None),
         written(),
     );
     dispatcher.load();
     let stop = CancellationToken::new();
-    let states =
-        || -> Vec<QueueState> { spool.heads(None, 9).into_iter().map(|head| head.state).collect() };
+    let states = || -> Vec<(QueueState, Progress)> {
+        let messages = spool.messages.lock().unwrap();
+        messages.values().map(|(stored, state)| (*state, stored.progress.clone())).collect()
+    };
     let play = async {
         tokio::time::sleep(Duration::from_secs(60)).await;
-        assert_eq!(states(), [QueueState::Queued; 5]);
-        let failed = metrics.recipients.with_label_values(&["failed"]).get();
-        assert_eq!(failed, 5, "each was tried, once");
+        let full = states();
         spool.full.store(false, std::sync::atomic::Ordering::SeqCst);
         tokio::time::sleep(Duration::from_secs(60)).await;
-        assert_eq!(states(), [QueueState::Failed; 5]);
-        assert_eq!(metrics.reports.with_label_values(&["failure"]).get(), 5);
         stop.cancel();
+        [full, states()]
     };
-    tokio::join!(play, dispatcher.run(stop.clone(), Duration::from_secs(1)));
+    tokio::join!(play, dispatcher.run(stop.clone(), Duration::from_secs(1))).0
+}
+
+/// On a full disk deliveries are what makes room, so none may wait for room itself; and no failure may go untold.
+#[tokio::test(start_paused = true)]
+async fn a_report_that_has_no_room_keeps_its_message_queued_and_no_other_waits_for_it() {
+    let (spool, metrics) = (Arc::new(Memory::default()), Arc::new(Metrics::new()));
+    let [full, after] = on_a_full_disk(&spool, &metrics, Play::Never, 5).await;
+    assert_eq!(full.len(), 5);
+    for (state, progress) in full {
+        assert_eq!((state, &progress.untold[..]), (QueueState::Queued, &[0, 1][..]));
+        assert_eq!(statuses(&progress), "xx", "each was tried, once");
+    }
+    let failed = metrics.recipients.with_label_values(&["failed"]).get();
+    assert_eq!((failed, after.len()), (10, 5));
+    for (state, progress) in after {
+        assert_eq!((state, &progress.untold[..]), (QueueState::Failed, &[][..]));
+    }
+    assert_eq!(metrics.reports.with_label_values(&["failure"]).get(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_stays_held_though_its_report_has_no_room() {
+    let (spool, metrics) = (Arc::new(Memory::default()), Arc::new(Metrics::new()));
+    let states = on_a_full_disk(&spool, &metrics, Play::Each("nh"), 1).await;
+    for found in states {
+        let [(state, progress)] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((*state, &progress.untold[..]), (QueueState::Held, &[0][..]));
+        assert_eq!(statuses(progress), "x?");
+    }
 }
