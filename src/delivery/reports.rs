@@ -546,7 +546,7 @@ impl Outage {
     fn text(&self, house: &House, waiting: Waiting, wall: UnixMillis) -> String {
         let mut out = format!(
             "This is the mail gateway at {}.\n\n\
-             {} takes no mail since {} ({}).\nIts last answer{}:\n\n    {}\n\n",
+             {} takes no mail since {} ({}).\nIts last answer ({}):\n\n    {}\n\n",
             house.hostname,
             house.server.as_deref().unwrap_or("The provider"),
             date(self.since),
@@ -570,7 +570,7 @@ impl Outage {
         let mut out = format!(
             "This is the mail gateway at {}.\n\n\
              {} takes mail again since {}.\n\
-             It took none from {} on: {}.\nIts last answer{} was:\n\n    {}\n\n",
+             It took none from {} on: {}.\nIts last answer ({}) was:\n\n    {}\n\n",
             house.hostname,
             house.server.as_deref().unwrap_or("The provider"),
             date(until),
@@ -600,11 +600,11 @@ fn waits(out: &mut String, waiting: Waiting) {
     };
 }
 
-fn at(stage: Stage) -> String {
+fn at(stage: Stage) -> &'static str {
     match stage {
-        Stage::Connect => ", when the gateway connected".to_owned(),
-        Stage::StartTls => ", when the connection was to be made secure".to_owned(),
-        Stage::Auth => ", to the login".to_owned(),
+        Stage::Connect => "when the gateway connected",
+        Stage::StartTls => "when the connection was to be made secure",
+        Stage::Auth => "to the login",
         Stage::Greeting
         | Stage::Ehlo
         | Stage::Mail
@@ -612,7 +612,7 @@ fn at(stage: Stage) -> String {
         | Stage::Data
         | Stage::Content
         | Stage::EndOfData
-        | Stage::Local => format!(" ({})", stage.label()),
+        | Stage::Local => stage.label(),
     }
 }
 
