@@ -34,11 +34,11 @@ impl<S: Spool> Dispatcher<S> {
         if !self.errand.is_empty() {
             return None;
         }
-        let (now, wall) = (clock::now(), clock::wall());
         let spool = &self.shared.spool;
         let errand = {
             let mut desk = self.shared.desk();
             let due = desk.due()?;
+            let (now, wall) = (clock::now(), clock::wall());
             if due > now {
                 return Some(due);
             }
