@@ -18,9 +18,9 @@ use crate::config::keys::{self, Key};
 use crate::config::problem::{Findings, Problem, Problems, shown};
 use crate::config::value::{self, Value};
 use crate::config::{
-    Admin, Bind, Bounce, BounceTo, Config, InDoubt, Limits, Listener, Log, LogFormat, LogLevel, Login, OnMail,
-    Pattern, Provider, Rate, Retry, Security, Sender, SenderPolicy, SmtpProvider, Spool, Throttle,
-    validate,
+    Admin, Bind, Bounce, BounceTo, Config, InDoubt, Limits, Listener, Log, LogFormat, LogLevel,
+    Login, OnMail, Pattern, Provider, Rate, Retry, Security, Sender, SenderPolicy, SmtpProvider,
+    Spool, Throttle, validate,
 };
 use crate::smtp::address::{Charset, Domain, Mailbox};
 use crate::smtp::data::BareNewline;
