@@ -77,7 +77,8 @@ fn what_is_told_depends_on_kind_notify_and_end() {
     }
 }
 
-/// One letter for each recipient of the progress: failed, waiting for its own reason or the provider's, delivered.
+/// One letter for each recipient of the progress: failed, waiting for its own reason, the provider's, or because it may
+/// have been sent, delivered.
 fn told(notify: &[Notify], statuses: &str, untold: &[u32], delayed: bool) -> String {
     let rcpts: Vec<_> = notify.iter().map(|notify| ("b@example.org", *notify)).collect();
     let envelope = envelope("a@example.com", &rcpts);
@@ -88,6 +89,7 @@ fn told(notify: &[Notify], statuses: &str, untold: &[u32], delayed: bool) -> Str
             let cause = Cause::new(Scope::Provider, Stage::Connect, "refused");
             RcptStatus::Pending { last: Some(cause) }
         }
+        'm' => RcptStatus::Pending { last: Some(Cause { maybe_sent: true, ..later() }) },
         _ => RcptStatus::Delivered(Receipt::new("250 ok")),
     };
     let progress = Progress {
@@ -110,6 +112,7 @@ fn a_report_tells_what_is_untold_and_who_waits_for_a_reason_of_his_own() {
     assert_eq!(told(&[unsaid; 4], "ffwd", &[1], true), "FD");
     assert_eq!(told(&[unsaid; 3], "wpd", &[], true), "D", "not for the provider's");
     assert_eq!(told(&[unsaid; 3], "wpd", &[], false), "");
+    assert_eq!(told(&[unsaid; 2], "mm", &[], true), "", "not of a doubt");
     let only = |delay| Notify::On { success: true, failure: true, delay };
     assert_eq!(told(&[Notify::Never, only(false), only(true)], "www", &[], true), "D");
     assert_eq!(told(&[unsaid], "f", &[7], true), "", "no such recipient");
