@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn what_failed_begins_anew_and_what_was_delivered_stays_so() {
-        let delivered = RcptStatus::Delivered(Receipt { words: "250 ok".into() });
+        let delivered = RcptStatus::Delivered(Receipt::new("250 ok"));
         let before = Progress {
             attempts: 7,
             first_deferral: Some(UnixMillis(1)),

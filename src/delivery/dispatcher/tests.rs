@@ -829,7 +829,12 @@ async fn run_asked<T>(
     let mut dispatcher = Dispatcher::new(
         Arc::clone(&stand.spool),
         provider,
-        Settings { retry: retry_config(), concurrency: stand.concurrency, policy: preserve() },
+        Settings {
+            retry: retry_config(),
+            concurrency: stand.concurrency,
+            policy: preserve(),
+            house: stand.house.clone(),
+        },
         accepted,
         requests,
         Arc::clone(&stand.metrics),

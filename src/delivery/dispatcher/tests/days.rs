@@ -196,11 +196,13 @@ async fn six_days_of_a_wrong_password_cost_no_message_and_end_with_one_notice() 
     let mut house = house();
     house.bounce.postmaster = Some(Mailbox::parse("ops@example.net", Charset::Ascii).unwrap());
     let retry = Retry { first: Duration::from_secs(60), factor: 2.0, max: HOUR, ..retry_config() };
+    let (_operator, requests) = operator::channel();
     let mut dispatcher = Dispatcher::new(
         Arc::clone(&spool),
         Some(Arc::clone(&provider) as Arc<dyn Provider>),
         Settings { retry, concurrency: 4, policy: preserve(), house },
         accepted,
+        requests,
         Arc::new(Metrics::new()),
         watch::Sender::new(None),
         written(),
@@ -298,11 +300,13 @@ async fn on_a_full_disk(
     let (_accept, accepted) = mpsc::unbounded_channel();
     let mut house = house();
     house.bounce.postmaster = postmaster();
+    let (_operator, requests) = operator::channel();
     let mut dispatcher = Dispatcher::new(
         Arc::clone(spool),
         Some(Arc::new(Refuses(play)) as Arc<dyn Provider>),
         Settings { retry: retry_config(), concurrency: 1, policy: preserve(), house },
         accepted,
+        requests,
         Arc::clone(metrics),
         watch::Sender::new(None),
         written(),
