@@ -8,7 +8,7 @@ use std::io;
 use crate::config;
 use crate::config::{Pattern, SenderPolicy};
 use crate::envelope::{Body, Envelope};
-use crate::message::header::Facts;
+use crate::message::header::{Facts, MAX_VALUE};
 use crate::message::outgoing::Message;
 use crate::message::rewrite::{From, Rules, display_name, find_mailbox, same, whole_list};
 use crate::smtp::address::{Mailbox, ReversePath};
@@ -54,27 +54,24 @@ impl Policy {
         }
     }
 
-    /// Whether [`Policy::refusal`] has to know what the From fields say.
-    pub fn judges_at_acceptance(&self) -> bool {
-        self.kind == SenderPolicy::Reject && self.sender.is_some()
-    }
-
-    /// What a client is told whose message may not be sent from its From. `facts` are those of a filter that kept the
-    /// From fields.
+    /// What a client is told whose message may not be sent from its From.
     pub fn refusal(&self, facts: &Facts) -> Option<Reply> {
         let (SenderPolicy::Reject, Some(sender)) = (self.kind, &self.sender) else { return None };
-        let may_stand = |value: &Vec<u8>| {
+        let may_stand = |value: &[u8]| {
             whole_list(value)
                 .is_some_and(|list| list.iter().all(|mailbox| self.may_stand(sender, mailbox)))
         };
         let refused = |why: &str| Some(reply::sender_not_allowed(why, sender.as_str()));
-        if facts.froms_are_cut {
-            return refused("The From of this message is too long to be judged");
+        let value = facts.from.as_slice();
+        match facts.froms {
+            0 => return refused("This message has no From"),
+            1 if value.len() >= MAX_VALUE => {
+                return refused("The From of this message is too long to be judged");
+            }
+            1 if may_stand(value) => return None,
+            1 => {}
+            _ => return refused("This message has more than one From"),
         }
-        if facts.froms.is_empty() {
-            return refused("This message has no From");
-        }
-        let value = facts.froms.iter().find(|value| !may_stand(value))?;
         match find_mailbox(value, |mailbox| !self.may_stand(sender, mailbox)) {
             Some(mailbox) => {
                 let shown = shown(mailbox.as_str().as_bytes());

@@ -284,10 +284,7 @@ impl<S: Spool> Connection<'_, S> {
             return self.session.refuse(reply);
         }
         let stage = self.shared.spool.stage();
-        let filter = match self.shared.policy.judges_at_acceptance() {
-            true => HeaderFilter::keeping_froms(),
-            false => HeaderFilter::new(),
-        };
+        let filter = HeaderFilter::new();
         self.receiving = Some(Box::new(Receiving { stage, filter, passed: Vec::new() }));
         self.session.accept();
     }

@@ -13,17 +13,13 @@ const DROPPED: [&str; 3] = ["bcc", "resent-bcc", "return-path"];
 /// Longest field name that is looked at; RFC 5322 has none longer than a line.
 pub(super) const MAX_NAME: usize = 998;
 
-/// How much of a noted field's value is kept, in octets.
-const MAX_VALUE: usize = 8 * 1024;
-
-/// How much of all From values is kept where they are to be judged, in octets.
-const MAX_FROMS: usize = 64 * 1024;
+/// How much of a noted field's value is kept, in octets. A From that long is not judged: it may have been longer.
+pub const MAX_VALUE: usize = 8 * 1024;
 
 /// Takes the content in pieces, passes it on without the dropped fields, and remembers what acceptance needs to know.
 #[derive(Clone, Debug)]
 pub struct HeaderFilter {
     drops: &'static [&'static str],
-    keeps_froms: bool,
     state: State,
     /// The start of a line that may still turn out to be a dropped field.
     held: Vec<u8>,
@@ -47,10 +43,10 @@ pub struct Facts {
     pub received: usize,
     /// The first mailbox of the first From.
     pub author: Option<Mailbox>,
-    /// The values of all From fields, where the filter was told to keep them.
-    pub froms: Vec<Vec<u8>>,
-    /// Of these, some are not whole, because they were too long.
-    pub froms_are_cut: bool,
+    /// From fields.
+    pub froms: usize,
+    /// The value of the first From, as far as [`MAX_VALUE`].
+    pub from: Vec<u8>,
     /// `X-Priority: 1|2`, `Importance: high` or `X-MSMail-Priority: High`.
     pub urgent: bool,
     /// Octets above 127 anywhere in the content.
@@ -91,16 +87,10 @@ impl HeaderFilter {
         Self::dropping(&DROPPED)
     }
 
-    /// The same, and keeps the values of the From fields.
-    pub fn keeping_froms() -> Self {
-        Self { keeps_froms: true, ..Self::new() }
-    }
-
     /// One that drops these fields, named in lower case.
     pub fn dropping(drops: &'static [&'static str]) -> Self {
         Self {
             drops,
-            keeps_froms: false,
             state: State::LineStart,
             held: Vec::new(),
             held_blank: false,
@@ -232,8 +222,9 @@ impl HeaderFilter {
             b"message-id" => self.facts.has_message_id = true,
             b"date" => self.facts.has_date = true,
             b"received" => self.facts.received += 1,
-            b"from" if self.keeps_froms || self.facts.author.is_none() => {
-                self.noting = Some(Noted::From);
+            b"from" => {
+                self.facts.froms += 1;
+                self.noting = self.facts.author.is_none().then_some(Noted::From);
             }
             b"x-priority" | b"importance" | b"x-msmail-priority" => {
                 self.noting = Some(Noted::Priority);
@@ -260,13 +251,8 @@ impl HeaderFilter {
                 if self.facts.author.is_none() {
                     self.facts.author = addresses::first_mailbox(&value);
                 }
-                if self.keeps_froms {
-                    let kept: usize = self.facts.froms.iter().map(|from| from.len() + 1).sum();
-                    // A value of that length may have been longer.
-                    match kept + value.len() <= MAX_FROMS && value.len() < MAX_VALUE {
-                        true => self.facts.froms.push(value),
-                        false => self.facts.froms_are_cut = true,
-                    }
+                if self.facts.froms == 1 {
+                    self.facts.from = value;
                 }
             }
             Some(Noted::Priority) => {
@@ -377,17 +363,16 @@ mod tests {
     }
 
     #[test]
-    fn all_froms_are_kept_where_they_are_to_be_judged() {
-        let mut filter = HeaderFilter::keeping_froms();
-        let mut out = Vec::new();
-        filter.push(b"From: a@b.c\r\nTo: x\r\nfrom :\r\n d@e\r\n\r\nFrom: f@g\r\n", &mut out);
-        let facts = filter.finish(&mut out);
-        assert_eq!(facts.froms, [&b" a@b.c\r\n"[..], b"\r\n d@e\r\n"]);
+    fn of_many_froms_the_first_is_kept_and_all_are_counted() {
+        let content = "From:\r\n a@b.c\r\nTo: x\r\nfrom : d@e\r\n\r\nFrom: f@g\r\n";
+        let facts = check(content, content);
+        assert_eq!((facts.froms, facts.from.as_slice()), (2, &b"\r\n a@b.c\r\n"[..]));
         assert_eq!(facts.author.unwrap().as_str(), "a@b.c");
-        assert!(!facts.froms_are_cut);
-        let mut filter = HeaderFilter::keeping_froms();
-        filter.push(&[b"From: a@b.c".as_slice(), &[b' '; MAX_VALUE], b"\r\n"].concat(), &mut out);
-        assert!(filter.finish(&mut out).froms_are_cut);
+        // Each costs the same, also where none says anything.
+        let (_, facts) = run("From:\r\n".repeat(100_000).as_bytes(), usize::MAX);
+        assert_eq!((facts.froms, facts.from.as_slice()), (100_000, &b"\r\n"[..]));
+        let (_, facts) = run(format!("From: {}", "x".repeat(MAX_VALUE)).as_bytes(), usize::MAX);
+        assert_eq!(facts.from.len(), MAX_VALUE);
     }
 
     #[test]

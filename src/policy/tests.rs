@@ -91,11 +91,7 @@ async fn apply(policy: &Policy, reverse_path: &str, content: &[u8]) -> (Vec<u8>,
 }
 
 fn refusal(policy: &Policy, content: &[u8]) -> Option<Reply> {
-    let mut filter = match policy.judges_at_acceptance() {
-        true => HeaderFilter::keeping_froms(),
-        false => HeaderFilter::new(),
-    };
-    let mut out = Vec::new();
+    let (mut filter, mut out) = (HeaderFilter::new(), Vec::new());
     filter.push(content, &mut out);
     policy.refusal(&filter.finish(&mut out))
 }

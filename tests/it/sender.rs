@@ -90,7 +90,7 @@ fn reject_says_why_and_stores_nothing() {
             "From: Ann <ann@old.example>\r\n",
             "The From address <ann@old.example> is not one that may send here",
         ),
-        ("From: 3@scan.example.com\r\nFrom: ann@old.example\r\n", "<ann@old.example>"),
+        ("From: 3@scan.example.com\r\nFrom: 3@scan.example.com\r\n", "more than one From"),
         ("From: root\r\n", "(\"root\") is not a mail address"),
         ("", "This message has no From"),
     ] {
