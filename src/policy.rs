@@ -62,6 +62,12 @@ impl Policy {
                 .is_some_and(|list| list.iter().all(|mailbox| self.may_stand(sender, mailbox)))
         };
         let refused = |why: &str| Some(reply::sender_not_allowed(why, sender.as_str()));
+        if let Some(line) = &facts.broken_at {
+            let shown = shown(line.trim_ascii());
+            return refused(&format!(
+                "The header of this message is broken at the line \"{shown}\""
+            ));
+        }
         let value = facts.from.as_slice();
         match facts.froms {
             0 => return refused("This message has no From"),

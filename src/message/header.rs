@@ -16,6 +16,9 @@ pub(super) const MAX_NAME: usize = 998;
 /// How much of a noted field's value is kept, in octets. A From that long is not judged: it may have been longer.
 pub const MAX_VALUE: usize = 8 * 1024;
 
+/// How much is kept of a line that is no field, in octets.
+const MAX_SHOWN: usize = 80;
+
 /// Takes the content in pieces, passes it on without the dropped fields, and remembers what acceptance needs to know.
 #[derive(Clone, Debug)]
 pub struct HeaderFilter {
@@ -29,6 +32,8 @@ pub struct HeaderFilter {
     value: Vec<u8>,
     noting: Option<Noted>,
     any_field: bool,
+    /// A header that ends by a line that is no field gets an empty line before that.
+    separates: bool,
     /// The last field was dropped, and so are its continuation lines.
     dropped: bool,
     facts: Facts,
@@ -51,6 +56,8 @@ pub struct Facts {
     pub urgent: bool,
     /// Octets above 127 anywhere in the content.
     pub eight_bit: bool,
+    /// The line that ended the header, where it is neither empty nor a field: the start of it.
+    pub broken_at: Option<Vec<u8>>,
     /// Octets passed on.
     pub size: u64,
     /// The content starts with a blank or tab, which would continue the last line that is put before it.
@@ -73,6 +80,8 @@ enum State {
     Passing,
     /// Within a field that is dropped.
     Dropping,
+    /// Within the first line that is no field, as far as it is noted.
+    Broken,
     Body,
 }
 
@@ -84,11 +93,16 @@ enum Noted {
 
 impl HeaderFilter {
     pub fn new() -> Self {
-        Self::dropping(&DROPPED)
+        Self::of(&DROPPED)
     }
 
-    /// One that drops these fields, named in lower case.
-    pub fn dropping(drops: &'static [&'static str]) -> Self {
+    /// One that drops these fields, named in lower case, and ends the header with an empty line where there is none
+    /// before a line that is no field: some readers would look for more fields behind it.
+    pub fn separating(drops: &'static [&'static str]) -> Self {
+        Self { separates: true, ..Self::of(drops) }
+    }
+
+    fn of(drops: &'static [&'static str]) -> Self {
         Self {
             drops,
             state: State::LineStart,
@@ -97,6 +111,7 @@ impl HeaderFilter {
             value: Vec::new(),
             noting: None,
             any_field: false,
+            separates: false,
             dropped: false,
             facts: Facts::default(),
         }
@@ -135,9 +150,13 @@ impl HeaderFilter {
     /// The content has ended: passes what was held back, and says what was noted.
     pub fn finish(mut self, out: &mut Vec<u8>) -> Facts {
         self.note();
-        self.facts.size += self.held.len() as u64;
-        self.facts.eight_bit |= !self.held.is_ascii();
-        out.append(&mut self.held);
+        let before = out.len();
+        if !self.held.is_empty() {
+            self.end(out);
+        }
+        let passed = out.get(before..).unwrap_or_default();
+        self.facts.size += passed.len() as u64;
+        self.facts.eight_bit |= !passed.is_ascii();
         self.facts
     }
 
@@ -157,6 +176,13 @@ impl HeaderFilter {
             State::Dropping => {
                 if byte == b'\n' {
                     self.state = State::LineStart;
+                }
+            }
+            State::Broken => {
+                out.push(byte);
+                match &mut self.facts.broken_at {
+                    Some(line) if byte != b'\n' && line.len() < MAX_SHOWN => line.push(byte),
+                    _ => self.state = State::Body,
                 }
             }
             State::Body => out.push(byte),
@@ -200,7 +226,7 @@ impl HeaderFilter {
                 self.any_field = true;
                 self.pass_held(out, State::Passing);
             }
-            _ => self.pass_held(out, State::Body),
+            _ => self.end(out),
         }
     }
 
@@ -209,7 +235,7 @@ impl HeaderFilter {
         let name =
             self.held.strip_suffix(b":").unwrap_or_default().trim_ascii_end().to_ascii_lowercase();
         if name.is_empty() {
-            return self.pass_held(out, State::Body);
+            return self.end(out);
         }
         self.any_field = true;
         if self.drops.iter().any(|dropped| dropped.as_bytes() == name) {
@@ -232,6 +258,19 @@ impl HeaderFilter {
             _ => {}
         }
         self.pass_held(out, State::Passing);
+    }
+
+    /// `held` is an empty line, or the start of a line that is no field.
+    fn end(&mut self, out: &mut Vec<u8>) {
+        if self.held.starts_with(b"\r") {
+            return self.pass_held(out, State::Body);
+        }
+        if self.separates {
+            out.extend_from_slice(b"\r\n");
+        }
+        self.facts.broken_at = Some(self.held.iter().copied().take(MAX_SHOWN).collect());
+        let ended_line = self.held.ends_with(b"\n");
+        self.pass_held(out, if ended_line { State::Body } else { State::Broken });
     }
 
     fn pass_held(&mut self, out: &mut Vec<u8>, next: State) {
@@ -269,8 +308,8 @@ impl HeaderFilter {
 pub(super) fn is_separator(line: &[u8]) -> bool {
     let after = line.strip_prefix(b">").unwrap_or(line).strip_prefix(b"From");
     let Some([b' ', rest @ ..]) = after else { return false };
-    let rest = rest.trim_ascii_start();
-    !rest.is_empty() && !rest.starts_with(b":")
+    let first = rest.iter().find(|b| !matches!(b, b' ' | b'\t'));
+    first.is_some_and(|b| !matches!(b, b':' | b'\r' | b'\n'))
 }
 
 #[cfg(test)]
@@ -337,6 +376,27 @@ mod tests {
             check(content, content);
         }
         assert!(check(" hello\r\n", " hello\r\n").starts_folded);
+    }
+
+    #[test]
+    fn the_line_that_breaks_the_header_is_noted() {
+        for (content, line) in [
+            ("X: y\r\ngarbage line\r\nFrom: a@b.c\r\n", Some("garbage line\r")),
+            ("X: y\r\ngarbage", Some("garbage")),
+            ("X: y\r\n: z\r\n", Some(": z\r")),
+            ("X: y\r\n\r\nno field\r\n", None),
+            ("X: y\r\n", None),
+            ("\r\n", None),
+            ("", None),
+        ] {
+            let facts = check(content, content);
+            assert_eq!(facts.broken_at.as_deref(), line.map(str::as_bytes), "{content:?}");
+        }
+        let long = "x".repeat(5_000);
+        for content in [long.clone(), format!("X Y{long}")] {
+            let (_, facts) = run(content.as_bytes(), usize::MAX);
+            assert_eq!(facts.broken_at.unwrap().len(), MAX_SHOWN);
+        }
     }
 
     #[test]

@@ -66,23 +66,25 @@ impl Message {
         }
         // It ends with an empty line where the content has no header at all: the new lines go before that.
         let before = match envelope.prepend.strip_suffix(b"\r\n") {
-            Some(lines) if used == 0 && drops.is_none() && lines.ends_with(b"\r\n") => lines,
+            Some(lines) if used == 0 && lines.ends_with(b"\r\n") => lines,
             _ => &envelope.prepend,
         };
         let mut head = Vec::with_capacity(before.len() + header.len());
         head.extend_from_slice(before);
         head.extend_from_slice(&header);
         let mut read = content.slice(used..);
-        let mut filter = drops.map(HeaderFilter::dropping);
+        let mut filter = drops.map(HeaderFilter::separating);
         if let Some(filter) = &mut filter {
             let mut passed = Vec::with_capacity(read.len());
             filter.push(&read, &mut passed);
             read = passed.into();
         }
         let (head, is_read) = (Bytes::from(head), is_all && filter.is_none());
+        // The empty line that the filter may add.
+        let may_be_added = if filter.is_some() { 2 } else { 0 };
         let in_content = envelope.eight_bit && !(is_read && read.is_ascii());
         let message = Self {
-            size: head.len() as u64 + body.len() - used as u64,
+            size: head.len() as u64 + body.len() - used as u64 + may_be_added,
             eight_bit: !head.is_ascii() || in_content,
             smtputf8: envelope.smtputf8 || (from == From::Replaced && !rules.sender.is_ascii()),
             head,

@@ -53,8 +53,9 @@ pub enum From {
 
 /// Rewrites the header that `content` begins with. `is_all`: the content ends there.
 pub fn rewrite(content: &[u8], is_all: bool, rules: &Rules<'_>) -> Rewritten {
-    let header = Header::scan(content);
+    let header = Header::scan(content, is_all);
     let is_open = !header.has_ended && !is_all;
+    let is_broken = !header.is_separated && header.end < content.len();
     let first = header.of(Name::From).next();
     let value = match first {
         // Its end was not seen, so nothing is known of it.
@@ -73,15 +74,18 @@ pub fn rewrite(content: &[u8], is_all: bool, rules: &Rules<'_>) -> Rewritten {
         false => Some(rules.sender.clone()),
     };
     let is_alone = header.of(Name::From).count() == 1;
-    if stands && line.is_none() && is_alone && !is_open {
+    if stands && line.is_none() && is_alone && !is_open && !is_broken {
         let (header, used, from, drops) = (Vec::new(), 0, From::Untouched, None);
         return Rewritten { header, used, author, from, drops };
     }
     let is_said = |field: &Field| {
         content.get(field.value.clone()).is_some_and(|value| !value.trim_ascii().is_empty())
     };
-    let replies =
-        !stands && list.mailboxes().next().is_some() && !header.of(Name::ReplyTo).any(is_said);
+    // Behind what was looked at there may be a Reply-To.
+    let replies = !stands
+        && !is_open
+        && list.mailboxes().next().is_some()
+        && !header.of(Name::ReplyTo).any(is_said);
     let mut from = match (line, first) {
         (Some(line), _) => line,
         (None, Some(field)) => {
@@ -97,12 +101,8 @@ pub fn rewrite(content: &[u8], is_all: bool, rules: &Rules<'_>) -> Rewritten {
     }
     let became = if stands { From::Stands } else { From::Replaced };
     if is_open {
-        let drops: &[&str] = match (stands, replies) {
-            (true, _) => &["from"],
-            (false, false) => &["from", "sender"],
-            (false, true) => &["from", "sender", "reply-to"],
-        };
-        return Rewritten { header: from, used: 0, author, from: became, drops: Some(drops) };
+        let drops = Some(&["from", "sender"][..]);
+        return Rewritten { header: from, used: 0, author, from: became, drops };
     }
 
     let mut out = Vec::with_capacity(header.end + from.len() + 4);
@@ -129,7 +129,7 @@ pub fn rewrite(content: &[u8], is_all: bool, rules: &Rules<'_>) -> Rewritten {
         }
     }
     out.extend_from_slice(content.get(copied..header.end).unwrap_or_default());
-    if !stands && !header.is_separated && header.end < content.len() {
+    if is_broken {
         // What follows is no field, and some readers would look for more of them behind it.
         out.extend_from_slice(b"\r\n");
     }
@@ -199,7 +199,8 @@ struct Header {
 }
 
 impl Header {
-    fn scan(content: &[u8]) -> Self {
+    /// `is_all`: the content ends there. Otherwise a last line without its end may still become a field.
+    fn scan(content: &[u8], is_all: bool) -> Self {
         let mut header = Self { fields: Vec::new(), end: 0, has_ended: false, is_separated: false };
         // The last field is one of the author's: its continuation lines belong to it.
         let mut is_within = false;
@@ -218,6 +219,9 @@ impl Header {
                 _ if start == 0 && is_separator(line.get(..=MAX_FIELD_NAME).unwrap_or(line)) => {}
                 _ => {
                     let Some(colon) = colon(line) else {
+                        if !is_all && !line.ends_with(b"\n") {
+                            return header;
+                        }
                         header.has_ended = true;
                         header.is_separated = line.starts_with(b"\r") || line == b"\n";
                         return header;

@@ -202,12 +202,7 @@ async fn a_header_longer_than_what_is_read_of_it_keeps_no_second_from() {
     let long = format!("X: {}\r\n", "y".repeat(990)).repeat(300);
     let end = "Sender: s@old.example\r\nFROM :\r\n late@old.example\r\nReply-To: r@old.example\r\nTo: b@example.org\r\n\r\nFrom: body\r\n";
     for (first, words, expected, reverse_path) in [
-        (
-            "From: A <a@old.example>\r\n",
-            "rewrite",
-            "From: A <reports@example.com>\r\nReply-To: A <a@old.example>\r\n",
-            SENDER,
-        ),
+        ("From: A <a@old.example>\r\n", "rewrite", "From: A <reports@example.com>\r\n", SENDER),
         ("", "rewrite name=\"Reports\"", "From: Reports <reports@example.com>\r\n", SENDER),
         (
             "From: a@ok.example\r\n",
@@ -223,13 +218,63 @@ async fn a_header_longer_than_what_is_read_of_it_keeps_no_second_from() {
         assert_eq!(path.as_str(), reverse_path);
         let out = String::from_utf8(read(&message).await).unwrap();
         assert!(message.size >= out.len() as u64);
-        let sender = if path.as_str() == SENDER { "" } else { "Sender: s@old.example\r\n" };
-        let reply_to =
-            if expected.contains("Reply-To") { "" } else { "Reply-To: r@old.example\r\n" };
-        let rest = format!("{sender}{reply_to}To: b@example.org\r\n\r\nFrom: body\r\n");
+        let rest = "Reply-To: r@old.example\r\nTo: b@example.org\r\n\r\nFrom: body\r\n";
         let whole = format!("Received: x\r\n{expected}{long}{rest}");
         assert!(out == whole, "{words}: {} octets for {}", out.len(), whole.len());
         assert_eq!(String::from_utf8(read(&message).await).unwrap(), out, "a second time");
+    }
+}
+
+/// What leaves where what is read of the content at first ends behind `before`, with `...` for what fills it up.
+async fn read_behind(before: &str, after: &str) -> String {
+    let (first, last) = before.split_once("...").unwrap();
+    let room = 256 * 1024 - first.len() - last.len();
+    let fill = format!("X: {}\r\n", "y".repeat(room - 5));
+    let content = format!("{first}{fill}{last}{after}").into_bytes();
+    let envelope = envelope("", &content);
+    let body = on_disk(&content, crc32c::crc32c(&content));
+    let policy = policy("rewrite allowed=*@ok.example");
+    let (message, _) = policy.apply(&envelope, &body).await.unwrap();
+    let out = String::from_utf8(read(&message).await).unwrap();
+    assert!(message.size >= out.len() as u64);
+    out.replace(&fill, "...")
+}
+
+#[tokio::test]
+async fn a_field_that_was_cut_in_its_name_is_no_end_of_the_header() {
+    let rest = "To: b@example.org\r\n\r\nbody\r\n";
+    for (before, after, expected) in [
+        // A second From, which may not stand.
+        (
+            "From: a@ok.example\r\n...Fro",
+            format!("m: ceo@evil.example\r\n{rest}"),
+            format!("From: a@ok.example\r\n...{rest}"),
+        ),
+        (
+            "...Fro",
+            format!("m: ceo@evil.example\r\n{rest}"),
+            format!("From: reports@example.com\r\n...{rest}"),
+        ),
+        // A message that says all it should.
+        (
+            "From: Ann <a@old.example>\r\n...Subj",
+            format!("ect: x\r\n{rest}"),
+            format!("From: Ann <reports@example.com>\r\n...Subject: x\r\n{rest}"),
+        ),
+        // The empty line itself, and a line that is no field.
+        (
+            "From: a@ok.example\r\n...\r",
+            "\nFrom: body\r\n".to_owned(),
+            "From: a@ok.example\r\n...\r\nFrom: body\r\n".to_owned(),
+        ),
+        (
+            "From: a@ok.example\r\n...garb",
+            "age\r\nFrom: ceo@evil.example\r\n".to_owned(),
+            "From: a@ok.example\r\n...\r\ngarbage\r\nFrom: ceo@evil.example\r\n".to_owned(),
+        ),
+    ] {
+        let out = read_behind(before, &after).await;
+        assert!(out == format!("Received: x\r\n{expected}"), "{before:?}: {out}");
     }
 }
 
