@@ -1,5 +1,8 @@
 //! The sender policy: who readers see as the sender of a message, and who may be.
 //!
+//! The header decides. Under `rewrite` the reverse path follows it: the provider's sender where that takes the From's
+//! place, else the first mailbox of the From, unless the application's own may stand. A null one stays.
+//!
 //! A refusal happens when a message is accepted. Rewriting happens at each attempt, with the policy of that attempt: the
 //! spool keeps what the application sent.
 
@@ -10,7 +13,7 @@ use crate::config::{Pattern, SenderPolicy};
 use crate::envelope::{Body, Envelope};
 use crate::message::header::{Facts, MAX_VALUE};
 use crate::message::outgoing::Message;
-use crate::message::rewrite::{From, Rules, display_name, find_mailbox, same, whole_list};
+use crate::message::rewrite::{From, Rules, all_may_stand, display_name, find_other, same};
 use crate::smtp::address::{Mailbox, ReversePath};
 use crate::smtp::reply::{self, Reply};
 
@@ -57,11 +60,8 @@ impl Policy {
     /// What a client is told whose message may not be sent from its From.
     pub fn refusal(&self, facts: &Facts) -> Option<Reply> {
         let (SenderPolicy::Reject, Some(sender)) = (self.kind, &self.sender) else { return None };
-        let may_stand = |value: &[u8]| {
-            whole_list(value)
-                .is_some_and(|list| list.iter().all(|mailbox| self.may_stand(sender, mailbox)))
-        };
-        let refused = |why: &str| Some(reply::sender_not_allowed(why, sender.as_str()));
+        let rule = |mailbox: &Mailbox| self.may_stand(sender, mailbox);
+        let refused = |why: &str| Some(reply::sender_unclear(why, sender.as_str()));
         if let Some(line) = &facts.broken_at {
             let shown = shown(line.trim_ascii());
             return refused(&format!(
@@ -74,14 +74,17 @@ impl Policy {
             1 if value.len() >= MAX_VALUE => {
                 return refused("The From of this message is too long to be judged");
             }
-            1 if may_stand(value) => return None,
+            1 if value.trim_ascii().is_empty() => {
+                return refused("The From of this message is empty");
+            }
+            1 if all_may_stand(value, &rule) => return None,
             1 => {}
             _ => return refused("This message has more than one From"),
         }
-        match find_mailbox(value, |mailbox| !self.may_stand(sender, mailbox)) {
+        match find_other(value, &rule) {
             Some(mailbox) => {
                 let shown = shown(mailbox.as_str().as_bytes());
-                refused(&format!("The From address <{shown}> is not one that may send here"))
+                Some(reply::sender_not_allowed(&shown, sender.as_str()))
             }
             None => {
                 let shown = shown(value.trim_ascii());
@@ -107,11 +110,19 @@ impl Policy {
             clean_names: self.names == Names::WithoutAt,
             may_stand: &may_stand,
         };
-        let (message, from) = Message::rewritten(envelope, body, &rules).await?;
-        let reverse_path = match (from, reverse_path) {
-            (From::Replaced, ReversePath::Mailbox(_)) => ReversePath::Mailbox(sender.clone()),
-            (From::Untouched | From::Stands | From::Replaced, as_given) => as_given,
+        let (mut message, from) = Message::rewritten(envelope, body, &rules).await?;
+        // An author beyond ASCII would ask for SMTPUTF8 where the message may do without.
+        let author = message.author.as_ref();
+        let author = author.filter(|it| message.smtputf8 || it.is_ascii()).unwrap_or(sender);
+        let reverse_path = match (reverse_path, from) {
+            (ReversePath::Null, _) => ReversePath::Null,
+            (ReversePath::Mailbox(_), From::Replaced) => ReversePath::Mailbox(sender.clone()),
+            (ReversePath::Mailbox(given), From::Untouched | From::Stands) => {
+                // Upstreams refuse one that the account may not send as.
+                ReversePath::Mailbox(if may_stand(&given) { given } else { author.clone() })
+            }
         };
+        message.smtputf8 |= !reverse_path.is_ascii();
         Ok((message, reverse_path))
     }
 

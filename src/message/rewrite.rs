@@ -6,8 +6,8 @@ use std::ops::Range;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use crate::message::header::{MAX_NAME as MAX_FIELD_NAME, is_separator};
-use crate::smtp::address::{Charset, Mailbox};
+use crate::message::header::{MAX_NAME as MAX_FIELD_NAME, MAX_VALUE, is_separator};
+use crate::smtp::address::{Charset, Domain, Mailbox};
 
 /// Longest display name that is kept, in octets; a longer one is nobody's name and would not fit into a line.
 const MAX_NAME: usize = 700;
@@ -45,7 +45,7 @@ pub struct Rewritten {
 pub enum From {
     /// It stands, to the octet.
     Untouched,
-    /// Its addresses stand; a display name was changed, or a further From removed.
+    /// Its addresses stand; a display name was changed, a further From or a `Sender` removed, or the header ended.
     Stands,
     /// The provider's sender took its place, and is to be the reverse path too.
     Replaced,
@@ -64,7 +64,7 @@ pub fn rewrite(content: &[u8], is_all: bool, rules: &Rules<'_>) -> Rewritten {
         None => None,
     };
     let list = List::read(value.unwrap_or_default());
-    let stands = list.is_whole && list.mailboxes().all(|mailbox| (rules.may_stand)(mailbox));
+    let stands = list.stands(rules.may_stand);
     let line = match stands {
         true => standing(&list, rules),
         false => Some(from_line(list.name(), rules.sender.as_str(), rules)),
@@ -74,6 +74,11 @@ pub fn rewrite(content: &[u8], is_all: bool, rules: &Rules<'_>) -> Rewritten {
         false => Some(rules.sender.clone()),
     };
     let is_alone = header.of(Name::From).count() == 1;
+    let sender_goes = |field: &Field| {
+        let value = content.get(field.value.clone()).unwrap_or_default();
+        !stands || !all_may_stand(value, rules.may_stand)
+    };
+    let is_alone = is_alone && !header.of(Name::Sender).any(sender_goes);
     if stands && line.is_none() && is_alone && !is_open && !is_broken {
         let (header, used, from, drops) = (Vec::new(), 0, From::Untouched, None);
         return Rewritten { header, used, author, from, drops };
@@ -96,8 +101,7 @@ pub fn rewrite(content: &[u8], is_all: bool, rules: &Rules<'_>) -> Rewritten {
         (None, None) => Vec::new(),
     };
     if replies {
-        from.extend_from_slice(b"Reply-To:");
-        push_value(value.unwrap_or_default(), &mut from);
+        push_reply_to(value.unwrap_or_default(), &list, &mut from);
     }
     let became = if stands { From::Stands } else { From::Replaced };
     if is_open {
@@ -115,7 +119,7 @@ pub fn rewrite(content: &[u8], is_all: bool, rules: &Rules<'_>) -> Rewritten {
     for field in &header.fields {
         let goes = match field.name {
             Name::From => true,
-            Name::Sender => !stands,
+            Name::Sender => sender_goes(field),
             Name::ReplyTo => replies,
         };
         if !goes {
@@ -136,16 +140,17 @@ pub fn rewrite(content: &[u8], is_all: bool, rules: &Rules<'_>) -> Rewritten {
     Rewritten { header: out, used: header.end, author, from: became, drops: None }
 }
 
-/// The mailboxes of a From, where it has at least one and nothing else.
-pub fn whole_list(value: &[u8]) -> Option<Vec<Mailbox>> {
-    let list = List::read(value);
-    list.is_whole.then(|| list.mailboxes().cloned().collect())
+/// Whether a From has at least one mailbox and nothing else, and each of them may stand; also those that some readers
+/// see in a name.
+pub fn all_may_stand(value: &[u8], rule: &dyn Fn(&Mailbox) -> bool) -> bool {
+    List::read(value).stands(rule)
 }
 
-/// The first of the mailboxes that are so.
-pub fn find_mailbox(value: &[u8], is_so: impl Fn(&Mailbox) -> bool) -> Option<Mailbox> {
+/// The first of the mailboxes that may not.
+pub fn find_other(value: &[u8], rule: &dyn Fn(&Mailbox) -> bool) -> Option<Mailbox> {
     let list = List::read(value);
-    list.mailboxes().find(|mailbox| is_so(mailbox)).cloned()
+    let posing = list.posing.iter().filter_map(|name| mailbox(&bare(name)));
+    list.mailboxes().cloned().chain(posing).find(|mailbox| !rule(mailbox))
 }
 
 /// The name as a header writes it: atoms, a quoted string, or encoded words (RFC 2047).
@@ -271,6 +276,19 @@ fn name(name: &[u8]) -> Option<Name> {
     }
 }
 
+/// The From as it was, or the mailboxes in it where there is more, which would not answer to anybody.
+fn push_reply_to(value: &[u8], list: &List<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"Reply-To:");
+    if list.is_whole && list.posing.is_empty() {
+        return push_value(value, out);
+    }
+    for (at, mailbox) in list.mailboxes().enumerate() {
+        out.extend_from_slice(if at > 0 { b",\r\n " } else { b" " });
+        out.extend_from_slice(mailbox.as_str().as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
 /// The value of a field as it was, in lines that end with CRLF.
 fn push_value(value: &[u8], out: &mut Vec<u8>) {
     let value = value.strip_suffix(b"\n").unwrap_or(value);
@@ -385,11 +403,19 @@ struct List<'a> {
     group: Option<&'a [u8]>,
     /// There is at least one mailbox, and nothing that is none.
     is_whole: bool,
+    /// Names with an `@` outside of quotes, which some readers take for the address; but for those that say the address
+    /// itself.
+    posing: Vec<&'a [u8]>,
 }
 
 impl<'a> List<'a> {
+    /// One that is not whole where the value is longer than what acceptance keeps of it.
     fn read(value: &'a [u8]) -> Self {
-        let mut list = Self { entries: Vec::new(), group: None, is_whole: true };
+        let (entries, posing) = (Vec::new(), Vec::new());
+        let mut list = Self { entries, group: None, is_whole: value.len() < MAX_VALUE, posing };
+        if !list.is_whole {
+            return list;
+        }
         let mut open = Open::at(0);
         let mut in_group = false;
         let mut at = 0;
@@ -412,6 +438,7 @@ impl<'a> List<'a> {
                     in_group = true;
                     let name = value.get(open.start..at).unwrap_or_default();
                     list.group = list.group.or(Some(name));
+                    list.posing.extend(Some(name).filter(|name| has_at(name)));
                     open = Open::at(at + 1);
                 }
                 b',' | b';' => {
@@ -446,12 +473,24 @@ impl<'a> List<'a> {
         }
         let mailbox = mailbox(&bare);
         self.is_whole &= mailbox.is_some();
+        if has_at(phrase) {
+            let says_it = |mailbox: &Mailbox| {
+                self::mailbox(&self::bare(phrase)).is_some_and(|it| same(&it, mailbox))
+            };
+            self.posing.extend(Some(phrase).filter(|_| !mailbox.as_ref().is_some_and(says_it)));
+        }
         let phrase = match &mailbox {
             // `<root>` is called root.
             None if bare_name(phrase).is_empty() => address,
             _ => phrase,
         };
         self.entries.push(Entry { phrase, comment: open.comment, mailbox });
+    }
+
+    fn stands(&self, rule: &dyn Fn(&Mailbox) -> bool) -> bool {
+        self.is_whole
+            && self.mailboxes().all(rule)
+            && self.posing.iter().all(|name| mailbox(&bare(name)).is_some_and(|it| rule(&it)))
     }
 
     fn mailboxes(&self) -> impl Iterator<Item = &Mailbox> {
@@ -485,7 +524,7 @@ impl Open<'_> {
     }
 }
 
-/// Where what opens at `at` closes: a quoted string, a comment (they nest) or brackets.
+/// Where what opens at `at` closes: a quoted string, a comment (they nest) or brackets, which may hold the others.
 fn closing(value: &[u8], at: usize) -> Option<usize> {
     let opened = *value.get(at)?;
     let mut depth = 0_usize;
@@ -499,17 +538,32 @@ fn closing(value: &[u8], at: usize) -> Option<usize> {
                 Some(less) => depth = less,
                 None => return Some(at),
             },
-            (b'<', b'"') => at = closing(value, at)?,
+            (b'<', b'"' | b'(') => at = closing(value, at)?,
             _ => {}
         }
         at += 1;
     }
 }
 
-/// Without comments, and without the blanks that may stand around the parts of an address.
+/// Whether an `@` stands outside of quoted strings and comments.
+fn has_at(phrase: &[u8]) -> bool {
+    let mut at = 0;
+    while let Some(found) = memchr::memchr3(b'@', b'"', b'(', phrase.get(at..).unwrap_or_default())
+    {
+        at += found;
+        match phrase.get(at) {
+            Some(b'@') => return true,
+            _ => at = closing(phrase, at).map_or(phrase.len(), |end| end + 1),
+        }
+    }
+    false
+}
+
+/// Without comments, and without the blanks that may stand around the parts of an address. Other control characters
+/// stay: no address has them.
 fn bare(address: &[u8]) -> Cow<'_, [u8]> {
-    let is_plain = |b: &u8| !is_blank(*b) && !matches!(b, b'(' | b'"');
-    let trimmed = trim(address);
+    let is_plain = |b: &u8| !is_white(*b) && !matches!(b, b'(' | b'"');
+    let trimmed = trim(address, is_white);
     if trimmed.iter().all(is_plain) {
         return Cow::Borrowed(trimmed);
     }
@@ -522,7 +576,7 @@ fn bare(address: &[u8]) -> Cow<'_, [u8]> {
                 at = closing(trimmed, at).unwrap_or(trimmed.len());
                 blank = true;
             }
-            b if is_blank(*b) => blank = true,
+            b if is_white(*b) => blank = true,
             b => {
                 let joins = |b: u8| matches!(b, b'@' | b'.' | b',' | b':');
                 if blank && out.last().is_some_and(|last| !joins(*last)) && !joins(*b) {
@@ -549,9 +603,15 @@ fn bare_name(phrase: &[u8]) -> Vec<u8> {
 fn mailbox(bare: &[u8]) -> Option<Mailbox> {
     let text = std::str::from_utf8(bare).ok()?;
     // A source route before the address (RFC 5322 4.4).
-    let address = match text.strip_prefix('@') {
-        Some(route) => route.split_once(':')?.1,
-        None => text,
+    let address = match text.starts_with('@') {
+        true => {
+            let (route, address) = text.split_once(':')?;
+            let is_hop = |hop: &str| {
+                hop.strip_prefix('@').is_some_and(|hop| Domain::parse(hop, Charset::Utf8).is_ok())
+            };
+            route.split(',').all(|hop| hop.is_empty() || is_hop(hop)).then_some(address)?
+        }
+        false => text,
     };
     Mailbox::parse(address, Charset::Utf8).ok()
 }
@@ -560,14 +620,18 @@ fn is_blank(byte: u8) -> bool {
     byte <= b' ' || byte == 127
 }
 
-fn trim(mut bytes: &[u8]) -> &[u8] {
+fn is_white(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
+}
+
+fn trim(mut bytes: &[u8], is_trimmed: fn(u8) -> bool) -> &[u8] {
     while let [first, rest @ ..] = bytes
-        && is_blank(*first)
+        && is_trimmed(*first)
     {
         bytes = rest;
     }
     while let [rest @ .., last] = bytes
-        && is_blank(*last)
+        && is_trimmed(*last)
     {
         bytes = rest;
     }
@@ -607,7 +671,7 @@ fn push_name(raw: &[u8], syntax: Syntax, out: &mut Vec<u8>) {
             (Syntax::Phrase, b'"') => {
                 let end = closing(raw, at).unwrap_or(raw.len());
                 let text = raw.get(at + 1..end).unwrap_or_default();
-                if !trim(text).is_empty() {
+                if !trim(text, is_blank).is_empty() {
                     words.push((text, Word { quoted: Quoted::Already, fold }));
                 }
                 at = end + 1;
@@ -692,12 +756,11 @@ fn push_quoted(text: &[u8], is_escaped: bool, out: &mut Vec<u8>) {
     let mut bytes = text.iter().copied();
     while let Some(byte) = bytes.next() {
         match byte {
-            b'\\' if is_escaped => {
-                let escaped = bytes.next().filter(|b| !is_blank(*b));
-                if let Some(escaped) = escaped {
-                    out.extend_from_slice(&[b'\\', escaped]);
-                }
-            }
+            b'\\' if is_escaped => match bytes.next() {
+                Some(b'\r' | b'\n') | None => {}
+                Some(escaped) if is_blank(escaped) => out.push(b' '),
+                Some(escaped) => out.extend_from_slice(&[b'\\', escaped]),
+            },
             b'\\' | b'"' => out.extend_from_slice(&[b'\\', byte]),
             // Line ends go with folding; all that is no character becomes a blank.
             b'\r' | b'\n' => {}

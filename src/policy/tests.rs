@@ -208,7 +208,7 @@ async fn a_header_longer_than_what_is_read_of_it_keeps_no_second_from() {
             "From: a@ok.example\r\n",
             "rewrite allowed=*@ok.example",
             "From: a@ok.example\r\n",
-            "app@host.example",
+            "a@ok.example",
         ),
     ] {
         let content = format!("{first}{long}{end}").into_bytes();
@@ -315,6 +315,18 @@ async fn without_a_provider_nothing_is_judged_or_changed() {
         assert_eq!(refusal(&policy, content), None);
         let (out, _) = apply(&policy, "app@host.example", content).await;
         assert!(out.ends_with(content));
+    }
+}
+
+#[tokio::test]
+async fn the_reverse_path_asks_for_no_smtputf8_that_the_message_does_not_need() {
+    let content = "From: jörg@ok.example\r\n\r\n".as_bytes();
+    for (smtputf8, expected) in [(false, SENDER), (true, "jörg@ok.example")] {
+        let envelope = Envelope { smtputf8, ..envelope("app@host.example", content) };
+        let body = Body::Memory(Bytes::from_static(content));
+        let policy = policy("rewrite allowed=*@ok.example");
+        let (message, reverse_path) = policy.apply(&envelope, &body).await.unwrap();
+        assert_eq!((message.smtputf8, reverse_path.as_str()), (smtputf8, expected));
     }
 }
 

@@ -395,16 +395,25 @@ pub fn loops() -> Reply {
     Reply::new(554, (5, 4, 6), "Too many Received lines: the message goes round in circles")
 }
 
-/// At the end of data: `why`, and that `sender` would do; both in printable ASCII.
-pub fn sender_not_allowed(why: &str, sender: &str) -> Reply {
-    let cure = match sender.len() <= 120 && sender.is_ascii() {
-        true => format!("send From: <{sender}>"),
-        false => "send from the address that the operator names".to_owned(),
-    };
+/// At the end of data: that the From is `address`, and that `sender` would do; both in printable ASCII.
+pub fn sender_not_allowed(address: &str, sender: &str) -> Reply {
+    let cure = from_that_does(sender);
     let text = format!(
-        "{why}:\n{cure}, or have the operator of the relay add the address to sender.allowed"
+        "The From address <{address}> is not one that may send here:\n{cure}, or have the operator of the relay add the address to sender.allowed"
     );
     Reply::new(550, (5, 7, 60), text)
+}
+
+/// At the end of data: why the From cannot be judged, in printable ASCII, and that `sender` would do.
+pub fn sender_unclear(why: &str, sender: &str) -> Reply {
+    Reply::new(550, (5, 7, 60), format!("{why}:\n{}", from_that_does(sender)))
+}
+
+fn from_that_does(sender: &str) -> String {
+    match sender.len() <= 120 && sender.is_ascii() {
+        true => format!("send From: <{sender}>"),
+        false => "send from the address that the operator names".to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -56,11 +56,19 @@ fn rewrite_is_what_holds_where_nothing_is_written() {
 }
 
 #[test]
-fn an_allowed_from_stands_and_keeps_its_reverse_path() {
+fn an_allowed_from_stands_and_keeps_an_allowed_reverse_path() {
     let sink = Sink::new();
-    let header = "From: Scanner <3@scan.example.com>\r\nSender: x@old.example\r\n";
-    let (from, text) = sent(&setup(&sink, "rewrite"), &sink, "bounce@old.example", header);
-    assert_eq!((from.as_str(), text), ("bounce@old.example", format!("{header}{REST}")));
+    let header = "From: Scanner <3@scan.example.com>\r\nSender: 4@scan.example.com\r\n";
+    let (from, text) = sent(&setup(&sink, "rewrite"), &sink, "5@scan.example.com", header);
+    assert_eq!((from.as_str(), text), ("5@scan.example.com", format!("{header}{REST}")));
+}
+
+#[test]
+fn an_application_with_the_right_from_may_have_any_reverse_path() {
+    let sink = Sink::new();
+    let header = "From: Cron <reports@example.com>\r\n";
+    let (from, text) = sent(&setup(&sink, "rewrite"), &sink, "www-data@host.local", header);
+    assert_eq!((from.as_str(), text), ("reports@example.com", format!("{header}{REST}")));
 }
 
 #[test]
