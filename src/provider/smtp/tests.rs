@@ -195,6 +195,19 @@ fn assert_delivered(outcome: &Outcome) {
 }
 
 #[tokio::test]
+async fn the_account_is_itself_in_upper_case_too() {
+    let config = Server::bind().await.config();
+    for (author, is_own) in [
+        (Some("reports@x.example"), true),
+        (Some("Reports@X.example"), true),
+        (Some("other@x.example"), false),
+        (None, false),
+    ] {
+        assert_eq!(config.is_own(author.map(mailbox).as_ref()), is_own, "{author:?}");
+    }
+}
+
+#[tokio::test]
 async fn messages_share_a_connection_that_ends_with_quit() {
     let server = Server::bind().await;
     let provider = server.provider();
