@@ -1,13 +1,10 @@
-//! The log: one event per fact, written by one buffered thread, so that a line costs no system call.
+//! The log: one event per fact, formatted where it happens and written by a thread of its own.
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tracing::{Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{FilterExt as _, LevelFilter, Targets, filter_fn};
@@ -18,18 +15,15 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config;
 use crate::metrics::Metrics;
+use crate::telemetry::lines::Lines;
 use crate::telemetry::recent::Recent;
 
+pub(crate) mod lines;
 mod mask;
 pub mod recent;
 
-/// Longest time that a line waits in memory.
-const FLUSH_EVERY: Duration = Duration::from_millis(100);
-/// Octets that are gathered before they are written.
-const BUFFER: usize = 64 * 1024;
-/// Lines that wait for the thread. When they are full (whoever reads the log is stuck) lines are dropped and counted:
-/// mail goes on.
-const LINES: usize = 16 * 1024;
+pub use lines::Guard;
+
 /// How long whoever must not go on before a line is written waits for that.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(1);
 
@@ -55,9 +49,10 @@ pub fn start(config: &config::Log, metrics: Arc<Metrics>) -> io::Result<Guard> {
     let shares_lines = json && level >= Level::INFO;
     let own = Events { recent: Arc::clone(&recent), addresses: config.addresses };
     let events = shares_lines.then(|| Arc::clone(&recent));
-    let (pipe, guard) = pipe(metrics, events, config.addresses)?;
+    let (lines, guard) = Guard::start()?;
+    let pipe = Pipe { lines: Arc::clone(&lines), metrics, events, addresses: config.addresses };
     // A second start in one process (tests) keeps the first.
-    LOG.get_or_init(|| (Written(Some(guard.lines.clone())), recent));
+    LOG.get_or_init(|| (Written(Some(lines)), recent));
     // What libraries say is of interest only when it goes wrong.
     let filter = Targets::new().with_default(LevelFilter::WARN).with_target("mailsluice", level);
     if shares_lines {
@@ -109,17 +104,10 @@ fn log_panics() {
     }));
 }
 
-pub(crate) enum Line {
-    Text(Vec<u8>),
-    /// To be answered when all before it is written.
-    Written(oneshot::Sender<()>),
-    End,
-}
-
 /// For what must not be known to the disk before it is known to people: lines wait in memory for a moment, and a process
 /// that is killed takes them with it.
 #[derive(Clone, Debug)]
-pub struct Written(Option<SyncSender<Line>>);
+pub struct Written(Option<Arc<Lines>>);
 
 /// That of the log that [`start`] has started; before that, nothing is waited for.
 pub fn written() -> Written {
@@ -130,25 +118,23 @@ impl Written {
     /// Waits until all that was logged before is written. Where standard error is stuck, not for ever: mail goes on.
     pub async fn wait(&self) {
         let Some(lines) = &self.0 else { return };
-        let (tell, told) = oneshot::channel();
-        if lines.try_send(Line::Written(tell)).is_ok() {
-            // An error is the end of the log.
-            tokio::time::timeout(WRITTEN_WITHIN, told).await.unwrap_or(Ok(())).unwrap_or_default();
-        }
+        // An error is the end of the log.
+        let told = tokio::time::timeout(WRITTEN_WITHIN, lines.written()).await;
+        told.unwrap_or(Ok(())).unwrap_or_default();
     }
 
     /// With someone else to write the lines.
     #[cfg(test)]
-    pub(crate) fn by() -> (Self, Receiver<Line>) {
-        let (lines, taken) = sync_channel(LINES);
-        (Self(Some(lines)), taken)
+    pub(crate) fn by() -> (Self, Arc<Lines>) {
+        let lines = Arc::new(Lines::default());
+        (Self(Some(Arc::clone(&lines))), lines)
     }
 }
 
 /// Where the subscriber writes: hands lines to the thread.
 #[derive(Clone)]
 struct Pipe {
-    lines: SyncSender<Line>,
+    lines: Arc<Lines>,
     metrics: Arc<Metrics>,
     /// Gets the events among the lines.
     events: Option<Arc<Recent>>,
@@ -162,9 +148,7 @@ impl Write for Pipe {
         if let Some(events) = self.events.as_ref().filter(|_| is_event(&shown)) {
             events.push(&shown);
         }
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
-            self.lines.try_send(Line::Text(shown.into_owned()))
-        {
+        if !self.lines.push(&shown) {
             self.metrics.log_lines_lost.inc();
         }
         Ok(line.len())
@@ -221,84 +205,4 @@ impl<'a> MakeWriter<'a> for Events {
     fn make_writer(&'a self) -> Self {
         self.clone()
     }
-}
-
-/// Writes what is left when it goes.
-pub struct Guard {
-    lines: SyncSender<Line>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl std::fmt::Debug for Guard {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Guard")
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        // The thread takes lines until this one; where standard error is stuck, so is the exit, for as long.
-        if self.lines.send(Line::End).is_ok()
-            && let Some(thread) = self.thread.take()
-        {
-            drop(thread.join());
-        }
-    }
-}
-
-fn pipe(
-    metrics: Arc<Metrics>,
-    events: Option<Arc<Recent>>,
-    addresses: bool,
-) -> io::Result<(Pipe, Guard)> {
-    let (lines, taken) = sync_channel(LINES);
-    let thread =
-        std::thread::Builder::new().name("log".to_owned()).spawn(move || write_lines(&taken))?;
-    Ok((
-        Pipe { lines: lines.clone(), metrics, events, addresses },
-        Guard { lines, thread: Some(thread) },
-    ))
-}
-
-fn write_lines(lines: &Receiver<Line>) {
-    let mut buffer = Vec::with_capacity(BUFFER);
-    let mut deadline = None;
-    loop {
-        let wait = deadline.map_or(Duration::MAX, |at: std::time::Instant| {
-            at.saturating_duration_since(crate::clock::now())
-        });
-        let next = match deadline {
-            None => lines.recv().map_err(|_gone| RecvTimeoutError::Disconnected),
-            Some(_) => lines.recv_timeout(wait),
-        };
-        match next {
-            Ok(Line::Text(line)) => {
-                buffer.extend_from_slice(&line);
-                deadline.get_or_insert_with(|| crate::clock::now() + FLUSH_EVERY);
-                if buffer.len() < BUFFER {
-                    continue;
-                }
-            }
-            Ok(Line::Written(tell)) => {
-                write_out(&mut buffer);
-                deadline = None;
-                // Who no longer waits does not want to know.
-                tell.send(()).unwrap_or_default();
-                continue;
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Ok(Line::End) | Err(RecvTimeoutError::Disconnected) => {
-                write_out(&mut buffer);
-                return;
-            }
-        }
-        write_out(&mut buffer);
-        deadline = None;
-    }
-}
-
-fn write_out(buffer: &mut Vec<u8>) {
-    // Nobody is left to tell when standard error is gone.
-    drop(io::stderr().write_all(buffer));
-    buffer.clear();
 }

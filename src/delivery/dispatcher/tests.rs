@@ -1,11 +1,9 @@
 mod days;
 
 use std::collections::VecDeque;
-use std::sync::mpsc::Receiver;
 
 use bytes::Bytes;
 use tempfile::TempDir;
-use tokio::sync::oneshot;
 
 use super::*;
 use crate::config;
@@ -17,7 +15,7 @@ use crate::smtp::address::{Charset, ForwardPath, Mailbox, ReversePath};
 use crate::smtp::params::Notify;
 use crate::spool::Staged;
 use crate::spool::log::Log;
-use crate::telemetry::{Line, written};
+use crate::telemetry::written;
 
 /// Longer than anything takes here.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -372,14 +370,6 @@ async fn what_a_former_run_was_sending_is_counted_and_sent_once_more_not_at_once
     assert_eq!(stand.in_doubt(), 1, "one recipient was being sent to");
 }
 
-/// What the log was asked to write out by now.
-fn asked(lines: &Receiver<Line>) -> Option<oneshot::Sender<()>> {
-    lines.try_iter().find_map(|line| match line {
-        Line::Written(tell) => Some(tell),
-        Line::Text(_) | Line::End => None,
-    })
-}
-
 #[tokio::test]
 async fn a_process_that_is_killed_before_its_log_has_the_doubt_leaves_the_mark() {
     let mut stand = Stand::left(&[0, 1]).await;
@@ -389,7 +379,7 @@ async fn a_process_that_is_killed_before_its_log_has_the_doubt_leaves_the_mark()
     let began = Mutex::new(None);
     let killed = |_: &Stand, _: &[Call]| {
         let mut began = began.lock().unwrap();
-        if let Some(tell) = asked(&lines) {
+        if let Some(tell) = lines.asked().pop() {
             *began = Some((clock::now(), tell));
         }
         began.as_ref().is_some_and(|(at, _)| clock::now() >= *at + Duration::from_millis(50))
@@ -411,7 +401,7 @@ async fn a_doubt_about_one_part_is_told_before_the_mark_of_the_next_takes_its_pl
     stand.log = log;
     let told = Mutex::new(Vec::new());
     let over = |stand: &Stand, calls: &[Call]| {
-        if let Some(tell) = asked(&lines) {
+        if let Some(tell) = lines.asked().pop() {
             told.lock().unwrap().push(calls.len());
             tell.send(()).unwrap();
         }
