@@ -18,11 +18,17 @@ pub(super) struct Limits {
     /// Transactions on one connection.
     pub(super) transactions: u32,
     pub(super) idle_time: Duration,
+    /// How long one more than `idle` is kept: under load it is wanted again at once.
+    pub(super) surplus_time: Duration,
 }
 
 impl Limits {
-    pub(super) const DEFAULT: Self =
-        Self { idle: 10, transactions: 100, idle_time: Duration::from_secs(30) };
+    pub(super) const DEFAULT: Self = Self {
+        idle: 10,
+        transactions: 100,
+        idle_time: Duration::from_secs(30),
+        surplus_time: Duration::from_secs(1),
+    };
 }
 
 /// The last used is the first taken, so that the others may grow old and close.
@@ -71,15 +77,13 @@ impl Pool {
         None
     }
 
-    /// Keeps a connection, where there is room and it has not served enough.
+    /// Keeps a connection that has not served enough.
     pub(super) fn put(self: &Arc<Self>, connection: Connection) {
         let mut state = self.lock();
         if self.stop.is_cancelled() {
             return;
         }
-        if state.idle.len() >= self.limits.idle
-            || connection.transactions() >= self.limits.transactions
-        {
+        if connection.transactions() >= self.limits.transactions {
             self.tasks.spawn(connection.quit());
             return;
         }
@@ -114,13 +118,13 @@ impl Pool {
         }
     }
 
-    /// How long until the oldest is to be closed; `None` ends the sweeper.
+    /// How long until the oldest may have to be closed; `None` ends the sweeper. There may be a surplus before.
     fn next_expiry(&self) -> Option<Duration> {
         let mut state = self.lock();
         let oldest = state.idle.first().map(|idle| idle.since);
         state.sweeping = oldest.is_some();
         let age = clock::now().saturating_duration_since(oldest?);
-        Some(self.limits.idle_time.saturating_sub(age))
+        Some(self.limits.idle_time.saturating_sub(age).min(self.limits.surplus_time))
     }
 
     fn take_expired(&self) -> Vec<Idle> {
@@ -129,9 +133,15 @@ impl Pool {
             return mem::take(&mut state.idle);
         }
         let now = clock::now();
-        let age = |idle: &Idle| now.saturating_duration_since(idle.since);
-        let expired =
-            state.idle.iter().take_while(|idle| age(idle) >= self.limits.idle_time).count();
+        let surplus = state.idle.len().saturating_sub(self.limits.idle);
+        let is_over = |(at, idle): &(usize, &Idle)| {
+            let time = match *at < surplus {
+                true => self.limits.surplus_time.min(self.limits.idle_time),
+                false => self.limits.idle_time,
+            };
+            now.saturating_duration_since(idle.since) >= time
+        };
+        let expired = state.idle.iter().enumerate().take_while(is_over).count();
         state.idle.drain(..expired).collect()
     }
 

@@ -536,6 +536,27 @@ async fn the_last_used_connection_is_taken_first_and_no_more_are_kept_than_may_b
 }
 
 #[tokio::test]
+async fn one_more_than_is_kept_serves_what_follows_at_once() {
+    let server = Server::bind().await;
+    let limits = pool::Limits { idle: 0, surplus_time: SOON, ..pool::Limits::DEFAULT };
+    let provider = server.pooling(limits);
+    let script = async {
+        let mut peer = server.greet().await;
+        peer.take_message().await;
+        peer.take_message().await;
+        peer.expect(&["QUIT"]).await;
+    };
+    let (first, second) = (small(), small());
+    let deliveries = async {
+        let one = deliver(&provider, &first).await;
+        (one, deliver(&provider, &second).await)
+    };
+    let ((), (one, other)) = both(script, deliveries).await;
+    assert_delivered(&one);
+    assert_delivered(&other);
+}
+
+#[tokio::test]
 async fn a_dropped_provider_leaves_no_connection_behind() {
     let server = Server::bind().await;
     let provider = server.provider();
