@@ -318,6 +318,7 @@ fn begun_anew(mut progress: Progress, now: UnixMillis) -> Progress {
     }
     progress.attempts = 0;
     progress.first_deferral = None;
+    progress.warned = false;
     progress.due = now;
     progress
 }

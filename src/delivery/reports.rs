@@ -21,7 +21,7 @@ use crate::message::received::date;
 use crate::outcome::{Cause, Outcome, Scope, Stage};
 use crate::smtp::address::{Charset, ForwardPath, Mailbox, ReversePath};
 use crate::smtp::params::{Notify, Ret};
-use crate::smtp::reply::Escaped;
+use crate::smtp::reply::{EnhancedStatus, Escaped};
 
 /// Reports are counted by it, and a digest comes once in it.
 const HOUR: Duration = Duration::from_secs(3600);
@@ -170,8 +170,11 @@ impl House {
             (_, Some(Ret::Headers)) => false,
             (_, None) => self.bounce.full,
         };
+        // What was too large must not make its report too large as well.
+        let is_too_large =
+            |entry: &Entry<'_>| matches!(entry.news, News::Failed(cause) if is_of_size(cause));
         // RFC 3461 4.3: what has not failed comes back as its header.
-        asked && gist(entries) == Gist::Failure
+        asked && gist(entries) == Gist::Failure && !entries.iter().any(is_too_large)
     }
 
     /// `content` is the message that is reported on, or as much of it as comes back.
@@ -238,6 +241,12 @@ impl House {
             Mailbox::parse("postmaster@localhost", Charset::Ascii).expect("it is an address")
         })
     }
+}
+
+/// Whether the message was refused for its size (RFC 3463 3.3, 3.4; RFC 5321 4.2.3).
+fn is_of_size(cause: &Cause) -> bool {
+    let by_status = matches!(cause.status, Some(EnhancedStatus(5, 2, 3) | EnhancedStatus(5, 3, 4)));
+    by_status || cause.words.as_bytes().starts_with(b"552")
 }
 
 /// Whether anything can come to the sender: not where its domain is of this house alone, nor where it is who could not
@@ -374,15 +383,23 @@ impl Desk {
         let digest = &mut self.digest;
         digest.due.get_or_insert(now + HOUR);
         let half = digest.key();
-        let of_half = digest.listed.iter().filter(|(key, _)| key.starts_with(half)).count();
-        if of_half >= MAX_LISTED {
+        let key = |at: usize| -> Box<str> { format!("{half}/{at}").into() };
+        let is_free = |key: &str| !digest.listed.iter().any(|(listed, _)| &**listed == key);
+        let Some(key) = (0..MAX_LISTED).map(key).find(|key| is_free(key)) else {
             digest.more += 1;
             return (format!("{half}/more").into(), digest.more.to_string().into_bytes());
-        }
-        let key: Box<str> = format!("{half}/{of_half}").into();
+        };
         let line: String = line.chars().take(MAX_LINE).collect();
         digest.listed.push_back((key.clone(), line.clone()));
         (key, line.into_bytes())
+    }
+
+    /// Takes back what was put on the list under `key` last: its note could not be written.
+    pub fn unlist(&mut self, key: &str) {
+        match self.digest.listed.iter().position(|(listed, _)| &**listed == key) {
+            Some(at) => drop(self.digest.listed.remove(at)),
+            None => self.digest.more = self.digest.more.saturating_sub(1),
+        }
     }
 
     /// The provider takes no mail, for that reason; told again, the words are the newer ones.

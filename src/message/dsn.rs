@@ -311,7 +311,7 @@ fn delivery_status(report: &Report<'_>) -> String {
         if let Some((kind, path)) = entry.rcpt.orcpt.as_deref().and_then(|it| it.split_once(';')) {
             // That of type utf-8 is in a form of its own, which is kept (RFC 6533 3).
             let path = match kind.eq_ignore_ascii_case("utf-8") {
-                true => ascii(path.as_bytes()),
+                true => utf8_orcpt(path),
                 false => from_xtext(path),
             };
             line(&mut out, "Original-Recipient", &format!("{};{path}", ascii(kind.as_bytes())));
@@ -400,6 +400,20 @@ fn utf8_addr_xtext(path: &str) -> String {
     for c in path.chars() {
         match c {
             '!'..='~' if !matches!(c, '\\' | '+' | '=') => out.push(c),
+            _ => {
+                let _infallible = write!(out, "\\x{{{:02X}}}", u32::from(c));
+            }
+        }
+    }
+    out
+}
+
+/// An address of the type utf-8 as ORCPT has it (RFC 6533 3): what is ASCII is in its form already.
+fn utf8_orcpt(path: &str) -> String {
+    let mut out = String::new();
+    for c in path.chars() {
+        match c {
+            '!'..='~' => out.push(c),
             _ => {
                 let _infallible = write!(out, "\\x{{{:02X}}}", u32::from(c));
             }

@@ -131,6 +131,15 @@ fn notes(notes: &[(Box<str>, Vec<u8>)]) -> impl Iterator<Item = Op> + '_ {
 }
 
 impl<S> Shared<S> {
+    /// Neither the letter nor what is on the list instead could be written.
+    fn take_back(&self, has_letter: bool, notes: &[(Box<str>, Vec<u8>)]) {
+        let mut desk = self.desk();
+        if has_letter {
+            desk.withdraw();
+        }
+        notes.iter().for_each(|(key, _)| desk.unlist(key));
+    }
+
     pub(super) fn note_outage(&self, change: Change, cause: Option<&Cause>) {
         let lasts = match change {
             Change::Opened(_) => return self.desk().opened(clock::now(), clock::wall()),
@@ -198,6 +207,9 @@ impl<S: Spool> Round<'_, S> {
                     };
                     let letter = house.report(audience, envelope, &entries, returned, wall);
                     enclosed.letter = Some((letter, gist.label()));
+                } else if house.bounce.postmaster.is_none() {
+                    let kind = gist.label();
+                    warn!(event = "unreported", %id, kind, "nobody is told what became of message {id} ({kind}): more than bounce.max_per_hour reports, and bounce.postmaster, who would get the list, is not set");
                 } else {
                     let line = reports::line(envelope, &entries, wall);
                     let note = self.shared.desk().list(line, now);
@@ -205,9 +217,11 @@ impl<S: Spool> Round<'_, S> {
                 }
             }
         }
+        let is_delay = |entry: &dsn::Entry<'_>| matches!(entry.news, dsn::News::Delayed(..));
+        let warns = entries.iter().any(is_delay);
         let progress = &mut self.message.progress;
         progress.untold.clear();
-        progress.warned |= delayed.is_some();
+        progress.warned |= warns;
         self.changed = true;
         Some(enclosed)
     }
@@ -265,10 +279,8 @@ impl<S: Spool> Round<'_, S> {
             Err(SpoolError::Closed | SpoolError::Unknown(_) | SpoolError::Refused(..)) => None,
             Err(error) => {
                 warn!(%id, %error, "the report on message {id} cannot be written now: {error}; trying again");
-                let Enclosed { letter, untold, warned, .. } = enclosed;
-                if letter.is_some() {
-                    self.shared.desk().withdraw();
-                }
+                let Enclosed { letter, notes, untold, warned } = enclosed;
+                self.shared.take_back(letter.is_some(), &notes);
                 let progress = Progress { untold, warned, ..self.message.progress.clone() };
                 // One that is to be held is told when it is let go.
                 if self.held {

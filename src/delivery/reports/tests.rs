@@ -384,4 +384,36 @@ fn a_message_comes_back_as_was_asked_for() {
         let entries = [Entry { rcpt: &original.rcpts[0], news }];
         assert_eq!(house.returns_all(&original, &entries), all, "{kind:?} {ret:?} {news:?}");
     }
+    // The report of what was too large was too large itself, and so was the postmaster's copy.
+    for (words, status) in [
+        ("552 too big", None),
+        ("554 5.3.4 too big", Some(EnhancedStatus(5, 3, 4))),
+        ("550 5.2.3 too long", Some(EnhancedStatus(5, 2, 3))),
+    ] {
+        let cause = Cause { status, ..Cause::new(Scope::Message, Stage::EndOfData, words) };
+        for kind in [Kind::Mail, Kind::Report] {
+            (original.kind, original.ret) = (kind, Some(Ret::Full));
+            let entries = [Entry { rcpt: &original.rcpts[0], news: News::Failed(&cause) }];
+            assert!(!house(true).returns_all(&original, &entries), "{words}");
+        }
+    }
+}
+
+#[test]
+fn what_could_not_be_listed_is_taken_back() {
+    let now = crate::clock::now();
+    let mut desk = Desk::load(|_| None, now, UnixMillis(0));
+    let (first, _) = desk.list("one".to_owned(), now);
+    let (second, _) = desk.list("two".to_owned(), now);
+    desk.unlist(&first);
+    let (third, _) = desk.list("three".to_owned(), now);
+    assert_eq!(third, first, "no note takes another's place");
+    let listed: Vec<_> = desk.digest.listed.iter().map(|(key, line)| (&**key, &**line)).collect();
+    assert_eq!(listed, [(&*second, "two"), (&*third, "three")]);
+    for _ in 0..MAX_LISTED {
+        desk.list("more".to_owned(), now);
+    }
+    assert_eq!((desk.digest.listed.len(), desk.digest.more), (MAX_LISTED, 2));
+    desk.unlist("report/a/more");
+    assert_eq!(desk.digest.more, 1);
 }
