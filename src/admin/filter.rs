@@ -71,6 +71,12 @@ impl Filter {
         *self == Self::default()
     }
 
+    /// Whether a pattern is empty. It fits nothing but a reverse path that is, which is written `<>`: more likely a
+    /// variable of a script was not set.
+    pub fn has_empty_pattern(&self) -> bool {
+        [&self.lane, &self.sender, &self.recipient].iter().any(|it| it.as_deref() == Some(""))
+    }
+
     /// Whether a head alone does not say it.
     pub fn needs_envelope(&self) -> bool {
         self.state == Some(State::InDoubt) || self.sender.is_some() || self.recipient.is_some()

@@ -78,6 +78,10 @@ fn bad(words: impl Into<String>) -> Refused {
     Refused(StatusCode::BAD_REQUEST, words.into())
 }
 
+fn empty_pattern() -> Refused {
+    bad("a pattern of the filter is empty; the empty reverse path is written <>")
+}
+
 fn id(text: &str) -> Result<SpoolId, Refused> {
     SpoolId::parse(text).ok_or_else(|| bad("that is not the id of a message"))
 }
@@ -106,8 +110,12 @@ impl Span {
                 }
             }
         }
-        let filter = serde_json::from_value(rest.into()).map_err(|error| bad(error.to_string()))?;
-        Ok((span, filter))
+        let filter: Filter =
+            serde_json::from_value(rest.into()).map_err(|error| bad(error.to_string()))?;
+        match filter.has_empty_pattern() {
+            true => Err(empty_pattern()),
+            false => Ok((span, filter)),
+        }
     }
 
     fn after(&self) -> Result<Option<SpoolId>, Refused> {
@@ -306,31 +314,34 @@ async fn change<S: Spool>(
     target: Target,
 ) -> Result<Json<Report>, Refused> {
     let filter = target.filter.unwrap_or_default();
-    let (ids, next) = match (target.ids.is_empty(), target.all || !filter.is_empty()) {
+    if filter.has_empty_pattern() {
+        return Err(empty_pattern());
+    }
+    let (answers, next) = match (target.ids.is_empty(), target.all || !filter.is_empty()) {
         (false, true) => return Err(bad("name ids or a filter, not both")),
         (true, false) => return Err(bad("name ids, a filter, or \"all\": true")),
         (false, false) if target.ids.len() > MOST => {
             return Err(bad(format!("at most {MOST} ids at once")));
         }
         (false, false) => {
-            (target.ids.iter().map(|text| id(text)).collect::<Result<Vec<_>, _>>()?, None)
+            let ids = target.ids.iter().map(|text| id(text)).collect::<Result<_, _>>()?;
+            (shared.operator.change(verb, ids).await?, None)
         }
         (true, true) => {
             let look = shared.operator.look().await?;
             let span = Span { after: target.after, limit: target.limit };
             let limit = span.limit.unwrap_or(MOST).clamp(1, MOST);
             let mut search = Search::new(shared, &filter, &look, span.after()?);
-            let mut ids = Vec::new();
-            while ids.len() < limit
+            let mut found = Vec::new();
+            while found.len() < limit
                 && let Some(head) = search.next().await
             {
                 search.read = None;
-                ids.push(head.id);
+                found.push(head);
             }
-            (ids, search.rest())
+            (shared.operator.change_found(verb, found).await?, search.rest())
         }
     };
-    let answers = shared.operator.change(verb, ids).await?;
     let results = answers.into_iter().map(|(id, answer)| Changed::new(id, answer)).collect();
     Ok(Json(Report { results, next }))
 }

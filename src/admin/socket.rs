@@ -39,10 +39,13 @@ pub(crate) fn bind_private(path: &Path) -> io::Result<UnixListener> {
             let what = "a file that is no socket is in the way";
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
         }
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::ErrorKind::AddrInUse.into());
+        match std::os::unix::net::UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path)?;
+            }
+            // Somebody listens there, or may: a full backlog, a socket of another type, one of another user.
+            Ok(_) | Err(_) => return Err(io::ErrorKind::AddrInUse.into()),
         }
-        fs::remove_file(path)?;
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -186,6 +189,10 @@ mod tests {
         let _served = bind_private(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
         assert_eq!(bind_private(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let other = folder.path().join("other.sock");
+        let _dgram = std::os::unix::net::UnixDatagram::bind(&other).unwrap();
+        assert_eq!(bind_private(&other).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert!(other.exists(), "it may be alive");
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
         assert_eq!(bind_private(&file).unwrap_err().kind(), io::ErrorKind::AlreadyExists);

@@ -294,7 +294,8 @@ impl<S: Spool> Dispatcher<S> {
         }
         let Some(operator::Change { verb, ids, reply }) = self.asked.pop_front() else { return };
         let in_flight: HashSet<_> = self.in_flight.values().map(|(id, _)| *id).collect();
-        let heads: Vec<_> = ids.iter().map(|id| (*id, self.shared.spool.head(*id))).collect();
+        let heads: Vec<_> = ids.iter().map(|(id, _)| (*id, self.shared.spool.head(*id))).collect();
+        let judged: HashMap<_, _> = ids.into_iter().collect();
         let is_queued =
             |head: &Option<Head>| head.is_some_and(|head| head.state == QueueState::Queued);
         let queued: HashSet<_> =
@@ -327,7 +328,11 @@ impl<S: Spool> Dispatcher<S> {
                 Err(answer) => answering.answers.push((id, answer)),
             }
         }
-        let subjects = self.changing.iter().map(|(id, was)| Subject { id: *id, was: *was });
+        let subject = |(id, was): &(SpoolId, Place)| {
+            let judged = judged.get(id).copied().flatten();
+            Subject { id: *id, was: *was, judged }
+        };
+        let subjects = self.changing.iter().map(subject);
         let shared = &self.shared;
         let work = Work {
             spool: Arc::clone(&shared.spool),

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use crate::clock;
 use crate::delivery::gate::Gate;
-use crate::envelope::{Progress, QueueState, RcptStatus, SpoolId, UnixMillis};
+use crate::envelope::{Head, Progress, QueueState, RcptStatus, SpoolId, UnixMillis};
 use crate::metrics::Metrics;
 use crate::outcome::{Cause, Outcome, Scope, Stage};
 use crate::smtp::reply::Escaped;
@@ -81,7 +81,8 @@ pub(super) enum Request {
 
 pub(super) struct Change {
     pub(super) verb: Verb,
-    pub(super) ids: Vec<SpoolId>,
+    /// With the head that a filter took it by, where one did.
+    pub(super) ids: Vec<(SpoolId, Option<Head>)>,
     pub(super) reply: oneshot::Sender<Vec<(SpoolId, Answer)>>,
 }
 
@@ -117,6 +118,24 @@ impl Operator {
         &self,
         verb: Verb,
         ids: Vec<SpoolId>,
+    ) -> Result<Vec<(SpoolId, Answer)>, Stopping> {
+        self.change_all(verb, ids.into_iter().map(|id| (id, None)).collect()).await
+    }
+
+    /// The same for what a filter has found: a message that has changed since it was looked at is left alone, for the
+    /// filter may not mean it any more.
+    pub async fn change_found(
+        &self,
+        verb: Verb,
+        found: Vec<Head>,
+    ) -> Result<Vec<(SpoolId, Answer)>, Stopping> {
+        self.change_all(verb, found.into_iter().map(|head| (head.id, Some(head))).collect()).await
+    }
+
+    async fn change_all(
+        &self,
+        verb: Verb,
+        ids: Vec<(SpoolId, Option<Head>)>,
     ) -> Result<Vec<(SpoolId, Answer)>, Stopping> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Change(Change { verb, ids, reply })).await?;
@@ -156,6 +175,8 @@ pub(super) enum Place {
 pub(super) struct Subject {
     pub(super) id: SpoolId,
     pub(super) was: Place,
+    /// By which it was chosen.
+    pub(super) judged: Option<Head>,
 }
 
 /// A verb that is being carried out: everything it needs, and nothing that waits for it.
@@ -184,6 +205,10 @@ impl<S: Spool> Work<S> {
 
     async fn one(&self, subject: &Subject, durability: Durability) -> (Answer, Place) {
         let (id, was) = (subject.id, subject.was);
+        if subject.judged.is_some_and(|judged| self.spool.head(id) != Some(judged)) {
+            let why = "it has changed since the filter looked at it, and was left alone; try again";
+            return (Answer::Busy(why), was);
+        }
         if let (Verb::Retry, Place::Unreadable) = (self.verb, was) {
             // The attempt reads it again.
             info!(event = "retried", %id, "message {id} is tried now: an operator asked for it");

@@ -233,6 +233,12 @@ fn filters_take_what_they_say_and_nothing_else() {
     check(&["--limit", "2"], &[&one, &two]);
     let (code, _, err) = run(&gateway, &["queue", "list", "--older-than", "soon"]);
     assert!(code == 64 && err.contains("90s, 5m, 2h or 3d"), "{err}");
+    // A variable of a script that was not set.
+    for verb in ["list", "hold", "retry"] {
+        let (code, _, err) = run(&gateway, &["queue", verb, "--sender", ""]);
+        assert!(code != 0 && err.contains("a pattern of the filter is empty"), "{code} {err}");
+    }
+    assert_eq!(ids(&listed(&gateway, &["--state", "queued"])), [&one, &null]);
     // A page at a time, by HTTP.
     let (status, page) = http(&gateway, "GET", "/api/v1/queue?limit=2", "");
     let page: Value = serde_json::from_str(&page).unwrap();

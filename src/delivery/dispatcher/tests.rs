@@ -850,6 +850,29 @@ async fn changed(stand: &Stand, verb: operator::Verb) -> Answer {
     done.remove(0).1
 }
 
+/// `delete` of what had failed took what had been queued again meanwhile.
+#[tokio::test]
+async fn a_verb_leaves_alone_what_changed_since_its_filter_looked() {
+    use operator::Verb::{Delete, Retry};
+    let stand = Stand::new().await;
+    let mut progress = stand.progress().await;
+    progress.rcpts[0] = RcptStatus::Failed(Cause::new(Scope::Recipient, Stage::Rcpt, "550 no"));
+    stand.apply(Op::Fail { id: ID, progress }).await;
+    let failed = stand.spool.head(ID).unwrap();
+    let ask = async |operator: operator::Operator| {
+        let retried = operator.change_found(Retry, vec![failed]).await.unwrap();
+        (retried, operator.change_found(Delete, vec![failed]).await.unwrap())
+    };
+    let (retried, deleted) = run_asked(&stand, None, ask).await;
+    assert_eq!(retried, [(ID, Answer::Done)]);
+    assert!(matches!(deleted[..], [(ID, Answer::Busy(_))]), "{deleted:?}");
+    assert_eq!(stand.state(), Some(QueueState::Queued));
+    let queued = stand.spool.head(ID).unwrap();
+    let delete =
+        async |operator: operator::Operator| operator.change_found(Delete, vec![queued]).await;
+    assert_eq!(run_asked(&stand, None, delete).await.unwrap(), [(ID, Answer::Done)]);
+}
+
 #[tokio::test]
 async fn an_operator_finds_a_message_where_it_is_and_it_is_counted_there() {
     use operator::Verb::{Delete, Hold, Release, Retry};
