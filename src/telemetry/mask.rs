@@ -8,11 +8,12 @@ pub(super) fn masked(line: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr(b'@', line).is_none() {
         return Cow::Borrowed(line);
     }
+    let is_json = line.first() == Some(&b'{');
     let mut out = Vec::with_capacity(line.len());
     let mut rest = line;
     while let Some(at) = memchr::memchr(b'@', rest) {
         let (before, after) = rest.split_at(at);
-        let local = local_part(before);
+        let local = local_part(before, is_json);
         let (kept, local) = before.split_at(before.len() - local);
         out.extend_from_slice(kept);
         if !local.is_empty() {
@@ -27,10 +28,14 @@ pub(super) fn masked(line: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// How many octets at the end of `before` are a local part (RFC 5321 4.1.2, RFC 6531 3.3), as the log writes it.
-fn local_part(before: &[u8]) -> usize {
+fn local_part(before: &[u8], is_json: bool) -> usize {
     if before.last() == Some(&b'"') {
-        return quoted(before);
+        return quoted(before, is_json);
     }
+    word(before)
+}
+
+fn word(before: &[u8]) -> usize {
     let text = before.iter().rev().take_while(|octet| is_of_local_part(**octet)).count();
     // A text line names its fields.
     let start = before.len() - text;
@@ -48,12 +53,22 @@ fn is_of_local_part(octet: u8) -> bool {
     !octet.is_ascii_whitespace() && !b"<>()[]:;,@\"".contains(&octet)
 }
 
-/// Back to the quote that opens it: in JSON or not, it stands at the start of a value or after what no local part has.
-fn quoted(before: &[u8]) -> usize {
-    let is_json = before.ends_with(b"\\\"");
+/// Back to the quote that opens it: it stands at the start of a value or after what no local part has. Where none does,
+/// the word before the quote, for a stranger may write one alone; and never out of the string of a JSON line.
+fn quoted(before: &[u8], is_json: bool) -> usize {
+    let Some(last) = before.len().checked_sub(1) else { return 0 };
+    if is_json && !is_escaped(before, last) {
+        // It opens the string: there is no local part.
+        return 0;
+    }
     let quote: &[u8] = if is_json { b"\\\"" } else { b"\"" };
-    let Some(end) = before.len().checked_sub(quote.len()) else { return before.len() };
-    for start in (0..end).rev() {
+    let end = before.len() - quote.len();
+    let opens_string = |at: &usize| before.get(*at) == Some(&b'"') && !is_escaped(before, *at);
+    let inside = match is_json {
+        true => (0..end).rev().find(opens_string).map_or(0, |at| at + 1),
+        false => end.saturating_sub(LONGEST),
+    };
+    for start in (inside..end).rev() {
         if !before.get(start..end).is_some_and(|it| it.starts_with(quote)) {
             continue;
         }
@@ -62,7 +77,16 @@ fn quoted(before: &[u8]) -> usize {
             return before.len() - start;
         }
     }
-    before.len()
+    quote.len() + before.get(inside..end).map_or(0, word)
+}
+
+/// A local part has 64 octets, each of at most four when it is escaped.
+const LONGEST: usize = 4 * 64;
+
+/// Whether what stands at `at` has an odd number of backslashes before it.
+fn is_escaped(line: &[u8], at: usize) -> bool {
+    let before = line.get(..at).unwrap_or_default();
+    before.iter().rev().take_while(|octet| **octet == b'\\').count() % 2 == 1
 }
 
 /// The first character of a local part of more than one; of a quoted one, or an escape, nothing.
@@ -99,10 +123,32 @@ mod tests {
             ("anna@", "a***@"),
             ("@", "@"),
             ("\"@", "***@"),
+            ("421 try later\"@noon", "421 try l***@noon"),
+            (r#"{"m":"421 try later\"@noon","x":1}"#, r#"{"m":"421 try l***@noon","x":1}"#),
+            (r#"{"m":"@noon","to":"\"@x"}"#, r#"{"m":"@noon","to":"***@x"}"#),
+            (r#"{"w":"x\"@x.y gone","s":"rcpt"}"#, r#"{"w":"x***@x.y gone","s":"rcpt"}"#),
             ("a@b@c", "***@***@c"),
         ] {
             let shown = masked(line.as_bytes());
             assert_eq!(std::str::from_utf8(&shown).unwrap(), expected, "{line}");
+        }
+    }
+
+    /// A reply with a quote too few took the whole line with it.
+    #[test]
+    fn whatever_a_stranger_says_a_json_line_stays_one() {
+        let pieces =
+            ["\"", "@", "\\", " ", "a", "<", ">", ":", ",", "é", "\"@", "\\\"", "x.y", "="];
+        let mut random = fastrand::Rng::with_seed(7);
+        for round in 0..20_000 {
+            let mut says = || (0..random.usize(..9)).map(|_| pieces[random.usize(..14)]).collect();
+            let (one, other): (String, String) = (says(), says());
+            let line = serde_json::json!({ "first": one, "event": "closed", "last": other });
+            let shown = masked(line.to_string().as_bytes()).into_owned();
+            let shown: Result<serde_json::Value, _> = serde_json::from_slice(&shown);
+            let shown = shown.unwrap_or_else(|error| panic!("{round}: {line}: {error}"));
+            assert_eq!(shown["event"], "closed", "{line}");
+            assert_eq!(shown.as_object().unwrap().len(), 3, "{line}");
         }
     }
 }
