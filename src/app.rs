@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -126,6 +126,7 @@ impl App {
             stopping: acceptance.token.clone(),
             operator,
             recent: telemetry::recent(),
+            followers: Arc::new(Semaphore::new(admin::FOLLOWERS)),
             facts: facts(&config, &bound, admin),
             end: admin_shutdown.token.clone(),
         };

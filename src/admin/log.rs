@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State as Has};
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::queue::Refused;
@@ -19,6 +20,9 @@ use crate::telemetry::recent::{Follower, KEPT, Recent};
 /// A follower to whom there is nothing to say gets an empty line: so one that is gone is noticed, and the connection is
 /// not taken for idle.
 const PULSE: Duration = Duration::from_secs(4);
+
+/// Who follows keeps a connection, and others want some too.
+pub(crate) const FOLLOWERS: usize = 4;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -34,10 +38,18 @@ pub(super) async fn log<S: Spool>(
     span: Result<Query<Span>, QueryRejection>,
 ) -> Result<Response, Refused> {
     let Query(Span { n, follow }) = span?;
+    let place = match follow.then(|| Arc::clone(&shared.followers).try_acquire_owned()) {
+        Some(Err(_full)) => {
+            let words = format!("{FOLLOWERS} others follow the log already, and no more may");
+            return Err(Refused(StatusCode::SERVICE_UNAVAILABLE, words));
+        }
+        Some(Ok(place)) => Some(place),
+        None => None,
+    };
     let reading = Reading {
         follower: Recent::follow(&shared.recent, n.unwrap_or(KEPT)),
         end: shared.end.clone(),
-        follow,
+        place,
     };
     let lines = stream::body(reading, |reading| async move { Ok(reading.next().await) });
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], lines).into_response())
@@ -46,7 +58,8 @@ pub(super) async fn log<S: Spool>(
 struct Reading {
     follower: Follower,
     end: CancellationToken,
-    follow: bool,
+    /// Of one who follows.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Reading {
@@ -56,9 +69,7 @@ impl Reading {
             if !lines.is_empty() {
                 return Some((lines.into(), self));
             }
-            if !self.follow {
-                return None;
-            }
+            self.place.as_ref()?;
             // What is dropped mid-way is only a wish to be woken.
             tokio::select! {
                 () = self.end.cancelled() => return None,

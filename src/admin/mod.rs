@@ -10,7 +10,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
@@ -30,6 +30,8 @@ pub mod status;
 mod stream;
 mod view;
 
+pub(crate) use log::FOLLOWERS;
+
 /// Octets of a request's body: a thousand ids are less.
 const BODY: usize = 256 * 1024;
 
@@ -44,6 +46,8 @@ pub struct Shared<S> {
     pub stopping: CancellationToken,
     pub operator: Operator,
     pub recent: Arc<Recent>,
+    /// A place for each who follows the log.
+    pub followers: Arc<Semaphore>,
     pub facts: status::Facts,
     /// Fires when whoever still listens is to be let go.
     pub end: CancellationToken,

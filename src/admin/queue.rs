@@ -29,7 +29,7 @@ const HEADS: usize = 1_000;
 const LOOK_FOR: Duration = Duration::from_secs(2);
 
 /// An answer that is none: what is said of it.
-pub(super) struct Refused(StatusCode, String);
+pub(super) struct Refused(pub(super) StatusCode, pub(super) String);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {

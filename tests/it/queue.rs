@@ -454,6 +454,26 @@ impl Drop for Running {
     }
 }
 
+/// A few that were forgotten took every place of the operator.
+#[test]
+fn those_who_follow_the_log_leave_places_to_others() {
+    let sink = Sink::new();
+    let gateway = Setup::to(sink.address).start();
+    let _followers: Vec<_> = (0..4)
+        .map(|_| {
+            let mut follow = command(&gateway, &["log", "-f", "-n", "1"]);
+            let mut child = Running(follow.stdout(Stdio::piped()).spawn().unwrap());
+            let mut first = String::new();
+            BufReader::new(child.0.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
+            child
+        })
+        .collect();
+    let (code, _, err) = run(&gateway, &["log", "-f"]);
+    assert!(code == 69 && err.contains("4 others follow the log already"), "{code} {err}");
+    well(&gateway, &["status"]);
+    well(&gateway, &["log", "-n", "1"]);
+}
+
 #[test]
 fn the_log_is_followed() {
     let sink = Sink::new();
