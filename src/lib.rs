@@ -71,7 +71,7 @@
 //! | `provider::smtp::dialog` | pure, `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `config` |
 //! | `provider` | `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `message`, `config` |
 //! | `admin` | `envelope`, `outcome`, `spool`, `delivery::operator`, `telemetry` |
-//! | `sandbox` | `smtp`, `config`, `app` |
+//! | `sandbox` | `smtp`, `envelope`, `config`, `app` |
 //! | `app` | everything |
 //! | `cli` | everything |
 //! | `bench` | everything |
