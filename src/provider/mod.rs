@@ -15,6 +15,7 @@ use crate::message::outgoing::Message;
 use crate::outcome::{Cause, Outcome, Scope, Stage};
 use crate::smtp::address::ReversePath;
 
+pub mod graph;
 pub mod smtp;
 pub mod tls;
 

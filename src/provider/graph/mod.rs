@@ -1,0 +1,3 @@
+//! Microsoft 365 by Graph.
+
+pub mod message;
