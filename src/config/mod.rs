@@ -26,7 +26,7 @@ use ipnet::IpNet;
 use crate::smtp::address::{Domain, Mailbox};
 use crate::smtp::data::BareNewline;
 
-pub use certificates::{Pair, pair, roots};
+pub use certificates::{Pair, not_after, pair, roots};
 pub use keys::{Available, Key, Type, Unwritten, keys, reference};
 pub use load::{Loaded, Secrets, load, parse};
 pub use pattern::Pattern;
