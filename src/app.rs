@@ -285,6 +285,10 @@ fn facts(config: &Config, bound: &[listener::Bound], admin: SocketAddr) -> admin
             let sender = section.sender.as_ref().map(|sender| sender.as_str().to_owned());
             ("smtp", Some(server.clone()), sender.unwrap_or(server))
         }
+        config::Provider::Microsoft365(section) => {
+            let sender = section.sender.as_str().to_owned();
+            ("microsoft365", Some(section.graph.clone()), sender)
+        }
     };
     let smtp = bound.iter().map(|bound| format!("smtp {}", bound.name));
     let http = [format!("http {admin}"), format!("http unix:{}", config.admin.socket.display())];
@@ -296,7 +300,9 @@ fn facts(config: &Config, bound: &[listener::Bound], admin: SocketAddr) -> admin
 fn intake(config: &Config) -> Intake {
     let refusal = match &config.provider {
         config::Provider::None { on_mail: OnMail::Reject } => Some(reply::no_provider()),
-        config::Provider::None { on_mail: OnMail::Hold } | config::Provider::Smtp(_) => None,
+        config::Provider::None { on_mail: OnMail::Hold }
+        | config::Provider::Smtp(_)
+        | config::Provider::Microsoft365(_) => None,
     };
     Intake { refusal, max_size: config.limits.message_size }
 }
@@ -307,6 +313,9 @@ fn policy(config: &Config) -> Policy {
         config::Provider::None { .. } => (None, None),
         config::Provider::Smtp(section) => {
             (section.sender.as_ref(), section.sender_name.as_deref())
+        }
+        config::Provider::Microsoft365(section) => {
+            (Some(&section.sender), section.sender_name.as_deref())
         }
     };
     Policy::new(&config.sender, sender, name, Names::AsTheyAre)
@@ -319,6 +328,10 @@ fn provider(config: &Config) -> Result<Option<Arc<dyn Provider>>, StartError> {
             let provider = SmtpProvider::new(section, config.hostname.to_string());
             Some(Arc::new(provider.map_err(StartError::System)?))
         }
+        config::Provider::Microsoft365(_) => {
+            let text = "provider.kind \"microsoft365\" is not in this version";
+            return Err(StartError::System(io::Error::other(text)));
+        }
     })
 }
 
@@ -326,6 +339,11 @@ fn provider(config: &Config) -> Result<Option<Arc<dyn Provider>>, StartError> {
 fn house(config: &Config) -> House {
     let (sender, server) = match &config.provider {
         config::Provider::Smtp(section) => (section.sender.clone(), Some(section.server.clone())),
+        config::Provider::Microsoft365(section) => {
+            let host =
+                section.graph.split_once("://").map_or(section.graph.as_str(), |(_, host)| host);
+            (Some(section.sender.clone()), Some(host.to_owned()))
+        }
         config::Provider::None { .. } => (None, None),
     };
     House {
@@ -346,6 +364,10 @@ fn concurrency(config: &Config) -> usize {
                 .sender
                 .as_ref()
                 .and_then(|sender| throttle.mailbox_concurrency.get(sender.as_str()));
+            named.copied().unwrap_or(throttle.concurrency)
+        }
+        config::Provider::Microsoft365(section) => {
+            let named = throttle.mailbox_concurrency.get(section.sender.as_str());
             named.copied().unwrap_or(throttle.concurrency)
         }
         config::Provider::None { .. } => throttle.concurrency,

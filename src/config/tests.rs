@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use crate::config::keys::{self, Available, Unwritten, keys, reference};
 use crate::config::load::{Surroundings, load, parse_bytes, parse_in};
+use crate::config::oauth::Variables;
 use crate::config::{
-    Bind, Config, InDoubt, LogFormat, LogLevel, OnMail, Problem, Problems, Provider, Rate, Secrets,
-    SenderPolicy, value,
+    Bind, Config, InDoubt, LogFormat, LogLevel, OnMail, Problem, Problems, Proof, Provider, Rate,
+    Secrets, SenderPolicy, value,
 };
 use crate::smtp::data::BareNewline;
 
@@ -18,7 +19,12 @@ const UPSTREAM: &str = "[sender]\npolicy = \"preserve\"\n[provider]\nkind = \"sm
                         server = \"127.0.0.1\"\nsecurity = \"none\"\nauth = \"none\"\n";
 
 fn surroundings() -> Surroundings {
-    Surroundings { hostname: "box.example.net".to_owned(), mode: None, secrets: Secrets::Read }
+    Surroundings {
+        hostname: "box.example.net".to_owned(),
+        mode: None,
+        secrets: Secrets::Read,
+        variables: Variables::default(),
+    }
 }
 
 #[track_caller]
@@ -52,7 +58,7 @@ fn networks(listener_keys: &str) -> Vec<String> {
 fn upstream(config: &Config) -> &crate::config::SmtpProvider {
     match &config.provider {
         Provider::Smtp(smtp) => smtp,
-        Provider::None { .. } => panic!("there is a provider"),
+        other => panic!("another provider: {other:?}"),
     }
 }
 
@@ -473,7 +479,10 @@ fn secrets_are_read_by_who_needs_them_and_never_from_what_anybody_can_read() {
     let password = || {
         let loaded = load(&config, Secrets::Read)?;
         let Provider::Smtp(smtp) = &loaded.config.provider else { panic!("no provider") };
-        Ok::<_, Problems>(smtp.login.as_ref().unwrap().password.as_str().to_owned())
+        match &smtp.login.as_ref().unwrap().proof {
+            Proof::Password(password) => Ok::<_, Problems>(password.as_str().to_owned()),
+            Proof::Token(_) => panic!("no password"),
+        }
     };
     let refused = || password().unwrap_err().to_string();
     for text in ["p w", "p w\n", "p w\r\n", "\u{feff}p w\n"] {

@@ -16,8 +16,10 @@ use crate::outcome::{Cause, Outcome, Scope, Stage};
 use crate::smtp::address::ReversePath;
 
 pub mod graph;
+pub mod http;
 pub mod smtp;
 pub mod tls;
+pub mod token;
 
 /// A boxed future: one allocation an attempt buys `Arc<dyn Provider>`.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

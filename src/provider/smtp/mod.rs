@@ -16,7 +16,7 @@ use super::tls::Tls;
 use super::{BoxFuture, Limits, Outcomes, Provider, Submission};
 
 use connection::{Connection, End};
-use dialog::{Freshness, Order};
+use dialog::{Freshness, Login, Order, Proof};
 use pool::Pool;
 
 mod answer;
@@ -58,7 +58,14 @@ impl SmtpProvider {
     }
 
     async fn open(&self) -> Result<Connection, Outcome> {
-        Connection::open(&self.config, self.tls.as_ref(), &self.hostname).await
+        let login = match &self.config.login {
+            Some(config::Login { username, proof: config::Proof::Password(password) }) => {
+                Some(Login { username: username.clone(), proof: Proof::Password(password.clone()) })
+            }
+            Some(_) | None => None,
+        };
+        let (tls, hostname) = (self.tls.as_ref(), &self.hostname);
+        Connection::open(&self.config, tls, hostname, login.as_ref()).await
     }
 
     async fn send(&self, submission: &Submission, outcomes: &Outcomes) {

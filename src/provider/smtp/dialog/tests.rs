@@ -1229,8 +1229,8 @@ fn check_open(opening: &Opening, replies: &[&str], expected: &[&str]) {
 }
 
 fn login() -> Opening {
-    let password = config::Secret::for_tests("p w");
-    let login = config::Login { username: "me@x.example".to_owned(), password };
+    let password = Secret::for_tests("p w");
+    let login = Login { username: "me@x.example".to_owned(), proof: Proof::Password(password) };
     Opening { starttls: false, login: Some(login) }
 }
 
@@ -1403,8 +1403,8 @@ fn a_server_that_repeats_the_login_is_not_quoted() {
 
 #[test]
 fn a_login_longer_than_a_line_follows_the_334() {
-    let password = config::Secret::for_tests(&"x".repeat(400));
-    let login = config::Login { username: "me".to_owned(), password };
+    let password = Secret::for_tests(&"x".repeat(400));
+    let login = Login { username: "me".to_owned(), proof: Proof::Password(password) };
     let opening = Opening { starttls: false, login: Some(login) };
     let secret = format!(" (|me|{})", "x".repeat(400));
     check_open(

@@ -54,7 +54,8 @@ impl World {
 
     fn provider(&self, server: &Server, security: Security) -> SmtpProvider {
         let password = config::Secret::for_tests("p w");
-        let login = Some(config::Login { username: "me@x.example".to_owned(), password });
+        let proof = config::Proof::Password(password);
+        let login = Some(config::Login { username: "me@x.example".to_owned(), proof });
         let ca_file = Some(self.ca_file());
         let config = config::SmtpProvider { security, login, ca_file, ..server.config() };
         SmtpProvider::new(&config, "me.example".to_owned()).unwrap()
