@@ -629,6 +629,10 @@ fn at(stage: Stage) -> &'static str {
         | Stage::Data
         | Stage::Content
         | Stage::EndOfData
+        | Stage::SendMail
+        | Stage::Draft
+        | Stage::Upload
+        | Stage::Send
         | Stage::Local => stage.label(),
     }
 }
@@ -654,6 +658,10 @@ fn advice(stage: Stage) -> &'static str {
         | Stage::Data
         | Stage::Content
         | Stage::EndOfData
+        | Stage::SendMail
+        | Stage::Draft
+        | Stage::Upload
+        | Stage::Send
         | Stage::Local => {
             "the answer above says what the server objects to. If it makes no sense to\n\
              you, ask who runs that server."

@@ -1,3 +1,5 @@
 //! Microsoft 365 by Graph.
 
 pub mod message;
+
+mod answer;
