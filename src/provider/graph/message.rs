@@ -22,12 +22,36 @@ use std::ops::Range;
 use crate::envelope::{Envelope, SpoolId};
 use crate::smtp::address::{ForwardPath, Mailbox, ReversePath};
 
+mod assembly;
+mod body;
+mod charset;
+mod content;
+mod decode;
+mod field;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+mod header;
+mod json;
+mod mime;
+mod recipients;
+mod scan;
+
+pub use assembly::{Assembly, Octets};
+pub use decode::Encoding;
+pub use scan::{Scan, Scanned};
+
 /// The id of our own extended property, which every JSON request carries and which can be filtered on. Its value is a
 /// [`tag`].
 pub const TAG_ID: &str = "String {6c52bbf1-6e4c-4e0e-8a0b-6f6a1d0f2a57} Name mailsluice-id";
 
 /// Octets of decoded text that are kept of a message for its body.
 pub const MAX_TEXT: usize = 4 * 1024 * 1024;
+/// Octets of a message that may be sent as MIME: more do not fit into any request.
+const MAX_MIME: u64 = 4_000_000;
+/// Files of a draft: Exchange takes no more.
+const MAX_FILES: usize = 250;
+/// Octets of a file: an upload session takes no more.
+const MAX_FILE: u64 = 150_000_000;
 
 /// One attempt at one part of a message.
 #[derive(Clone, Copy)]
@@ -58,28 +82,6 @@ pub enum Format {
     Auto,
     Json,
     Mime,
-}
-
-/// Reads a message as it leaves.
-#[derive(Debug)]
-pub struct Scan {}
-
-/// A message that was read.
-#[derive(Debug)]
-pub struct Scanned {}
-
-impl Scan {
-    pub fn new() -> Self {
-        Self {}
-    }
-
-    pub fn push(&mut self, bytes: &[u8]) {
-        let _ = bytes;
-    }
-
-    pub fn finish(self) -> Scanned {
-        Scanned {}
-    }
 }
 
 /// The requests by which a part of the message is sent.
@@ -121,9 +123,17 @@ pub enum Piece {
 }
 
 impl Json {
-    /// Makes the text from the message. For a text without attachments nothing needs to be pushed.
+    fn new(pieces: Vec<Piece>, losses: Vec<Loss>) -> Self {
+        let octets = |piece: &Piece| match piece {
+            Piece::Text(text) => text.len() as u64,
+            Piece::Content(attachment) => encoded(attachment.size),
+        };
+        Self { size: pieces.iter().map(octets).sum(), pieces, losses }
+    }
+
+    /// Makes the text while the message passes.
     pub fn assembly(&self) -> Assembly<'_> {
-        Assembly { pieces: &self.pieces }
+        Assembly::of_json(self)
     }
 }
 
@@ -133,14 +143,17 @@ pub struct Mime {
     /// In place of the first `used` octets of the message.
     pub head: Vec<u8>,
     pub used: u64,
-    /// Octets of the request: base64.
+    /// The message has CRs or LFs that are not CRLF.
+    repairs: bool,
+    /// Octets of the request, which is base64; at most so many where lines end oddly.
     pub size: u64,
     pub losses: Vec<Loss>,
 }
 
 impl Mime {
+    /// Makes the request while the message passes. All its lines end with CRLF: Exchange misreads others.
     pub fn assembly(&self) -> Assembly<'_> {
-        Assembly { pieces: &[] }
+        Assembly::of_mime(self)
     }
 }
 
@@ -159,7 +172,7 @@ pub struct Draft {
 pub struct Attachment {
     pub name: String,
     pub content_type: String,
-    /// Without brackets; shown within the HTML.
+    /// Without brackets. With one, the file is shown within the HTML.
     pub content_id: Option<String>,
     /// Where it lies in the message as it leaves.
     pub range: Range<u64>,
@@ -171,62 +184,17 @@ pub struct Attachment {
 impl Attachment {
     /// The body of `POST …/attachments`.
     pub fn post(&self) -> Json {
-        Json { pieces: Vec::new(), size: 0, losses: Vec::new() }
+        Json::new(json::file(self, String::new()), Vec::new())
     }
 
     /// The body of `POST …/attachments/createUploadSession`.
     pub fn session(&self) -> String {
-        String::new()
+        json::session(self)
     }
 
     /// Takes the octets of the file out of the message.
     pub fn octets(&self) -> Octets {
-        Octets { range: self.range.clone() }
-    }
-}
-
-/// How a part is written (RFC 2045 6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Encoding {
-    Base64,
-    QuotedPrintable,
-    /// 7bit, 8bit, binary, and what we do not know.
-    Identity,
-}
-
-/// The octets of one part, decoded while the message passes.
-#[derive(Debug)]
-pub struct Octets {
-    range: Range<u64>,
-}
-
-impl Octets {
-    /// Takes octets of the message, `at` being the position of their first, and appends to `out` what they hold of the
-    /// file. Each octet of [`Attachment::range`] must come once and in order; others may.
-    pub fn push(&mut self, at: u64, bytes: &[u8], out: &mut Vec<u8>) {
-        let _ = (at, bytes, out, &self.range);
-    }
-
-    /// The end of the file.
-    pub fn finish(self, out: &mut Vec<u8>) {
-        let _ = out;
-    }
-}
-
-/// Makes the body of a request while the message passes.
-#[derive(Debug)]
-pub struct Assembly<'a> {
-    pieces: &'a [Piece],
-}
-
-impl Assembly<'_> {
-    /// Takes octets of the message, `at` being the position of their first: each once and in order.
-    pub fn push(&mut self, at: u64, bytes: &[u8]) {
-        let _ = (at, bytes, self.pieces);
-    }
-
-    pub fn finish(self) -> Vec<u8> {
-        Vec::new()
+        Octets::new(self)
     }
 }
 
@@ -234,8 +202,9 @@ impl Assembly<'_> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loss {
     pub kind: LossKind,
-    /// The field, the part or the file.
+    /// The field or the part, without a stranger's control characters.
     pub what: Cow<'static, str>,
+    /// What happens to it: words that follow its name.
     pub why: &'static str,
 }
 
@@ -254,7 +223,7 @@ pub enum LossKind {
     Signature,
     /// An invitation became a file.
     Invitation,
-    /// A text is not what its charset says, or was cut.
+    /// A text is not what its charset says, was cut or became a file.
     Text,
     /// A copy stays in Sent Items.
     Copy,
@@ -280,35 +249,120 @@ impl LossKind {
 pub enum Unfit {
     /// Its request would be too large, and the large-message path is closed: 5.3.4.
     TooLarge { request: u64, max: u64 },
-    /// More parts or attachments than are taken, or a file beyond 150 MB: 5.6.0 or 5.3.4.
-    Content(&'static str),
+    /// A file is larger than any way to Graph: 5.3.4.
+    FileTooLarge,
+    /// More parts or files than are taken: 5.6.0.
+    TooManyParts,
 }
 
 impl fmt::Display for Unfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooLarge { request, max } => {
-                write!(f, "its request has {request} octets and Graph takes {max}")
-            }
-            Self::Content(why) => f.write_str(why),
+            Self::TooLarge { request, max } => write!(
+                f,
+                "the request for this message has {request} octets; Graph takes {max} unless large messages are allowed"
+            ),
+            Self::FileTooLarge => f.write_str("an attachment of this message is larger than 150 MB, the most that Graph takes"),
+            Self::TooManyParts => f.write_str("this message has more than 10,000 parts, or more than 250 attachments that do not fit into one request"),
         }
     }
 }
 
 /// Decides how a part of a message is sent.
 pub fn convert(scanned: &Scanned, case: &Case<'_>) -> Result<Plan, Unfit> {
-    let _ = (scanned, case);
-    Err(Unfit::Content(""))
+    if !scanned.has_all_parts {
+        return Err(Unfit::TooManyParts);
+    }
+    let specials = content::specials(&scanned.nodes);
+    let as_mime = || mime::write(scanned, case).filter(|it| it.size <= case.max_request);
+    let wants_mime = match case.format {
+        Format::Auto => !specials.is_empty(),
+        Format::Json => false,
+        Format::Mime => true,
+    };
+    if wants_mime && let Some(mime) = as_mime() {
+        return Ok(Plan::Mime(mime));
+    }
+    let message = json::write(scanned, case, specials);
+    let size = message.request_size();
+    if size <= case.max_request {
+        return Ok(Plan::Json(message.into_request(case)));
+    }
+    if !case.may_draft {
+        return match as_mime().filter(|_| case.format == Format::Auto) {
+            Some(mime) => Ok(Plan::Mime(mime)),
+            None => Err(Unfit::TooLarge { request: size, max: case.max_request }),
+        };
+    }
+    let draft = message.into_draft(case);
+    let files = &draft.attachments;
+    if files.iter().any(|file| file.size > MAX_FILE) {
+        return Err(Unfit::FileTooLarge);
+    }
+    if files.len() > MAX_FILES {
+        return Err(Unfit::TooManyParts);
+    }
+    Ok(Plan::Draft(draft))
 }
 
 /// Why Graph would refuse a whole request for this recipient.
 pub fn unfit(rcpt: &ForwardPath) -> Option<&'static str> {
-    let _ = rcpt;
+    match rcpt {
+        ForwardPath::Mailbox(mailbox) => unfit_address(mailbox.as_str()),
+        ForwardPath::Postmaster(_) => Some("it has no domain"),
+    }
+}
+
+fn unfit_address(address: &str) -> Option<&'static str> {
+    let Some((local, domain)) = address.rsplit_once('@') else { return Some("it has no domain") };
+    if !address.is_ascii() {
+        return Some("it has characters outside ASCII");
+    }
+    if local.contains(['"', '@', ' ', '\\']) || local.is_empty() {
+        return Some("its local part is quoted");
+    }
+    if domain.contains(['[', ']']) {
+        return Some("its domain is an address literal");
+    }
+    if !domain.trim_matches('.').contains('.') {
+        return Some("its domain has no dot");
+    }
+    let is_plain =
+        |c: char| c.is_ascii_graphic() && !matches!(c, '<' | '>' | '(' | ')' | ',' | ';' | ':');
+    if !address.chars().all(is_plain) {
+        return Some("it is not a mail address");
+    }
     None
 }
 
+/// Positions that are written out in a tag, in octets.
+const MAX_POSITIONS: usize = 100;
+
 /// The value of our own extended property: the message and the part, the same for each attempt.
 pub fn tag(id: SpoolId, part: &[usize]) -> String {
-    let _ = part;
-    id.to_string()
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for at in part {
+        match runs.last_mut() {
+            Some((_, end)) if *end + 1 == *at => *end = *at,
+            _ => runs.push((*at, *at)),
+        }
+    }
+    let write = |(start, end): &(usize, usize)| match start == end {
+        true => start.to_string(),
+        false => format!("{start}-{end}"),
+    };
+    let positions = runs.iter().map(write).collect::<Vec<_>>().join(",");
+    match positions.len() <= MAX_POSITIONS {
+        true => format!("{id}/{positions}"),
+        // A filter takes no value of any length.
+        false => format!("{id}/{}:{:08x}", part.len(), crc32c::crc32c(positions.as_bytes())),
+    }
 }
+
+/// Octets of so many in base64.
+fn encoded(octets: u64) -> u64 {
+    octets.div_ceil(3) * 4
+}
+
+#[cfg(test)]
+mod tests;
