@@ -154,6 +154,11 @@ impl Token {
     pub(super) fn secret(&self) -> &Secret {
         &self.bearer
     }
+
+    /// Whether both are the same one.
+    pub fn is(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
 }
 
 impl fmt::Debug for Token {
