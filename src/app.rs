@@ -80,7 +80,7 @@ impl App {
         let admin_socket = bind_admin(config.admin.bind).await?;
         let admin = admin_socket.local_addr().map_err(StartError::System)?;
 
-        let provider = provider(&config)?;
+        let provider = provider(&config, &metrics)?;
         let (spool, report) = Log::open(&config.spool).await.map_err(StartError::Spool)?;
         let spool = Arc::new(spool);
         // Behind the lock of the spool: of two daemons the second is told by that.
@@ -321,11 +321,14 @@ fn policy(config: &Config) -> Policy {
     Policy::new(&config.sender, sender, name, Names::AsTheyAre)
 }
 
-fn provider(config: &Config) -> Result<Option<Arc<dyn Provider>>, StartError> {
+fn provider(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<dyn Provider>>, StartError> {
     Ok(match &config.provider {
         config::Provider::None { .. } => None,
         config::Provider::Smtp(section) => {
-            let provider = SmtpProvider::new(section, config.hostname.to_string());
+            let provider = SmtpProvider::new(section, config.hostname.to_string(), metrics);
             Some(Arc::new(provider.map_err(StartError::System)?))
         }
         config::Provider::Microsoft365(_) => {

@@ -154,6 +154,11 @@ impl Token {
     pub(super) fn secret(&self) -> &Secret {
         &self.bearer
     }
+
+    /// Whether both are the same one.
+    pub fn is(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
 }
 
 impl fmt::Debug for Token {
@@ -271,11 +276,12 @@ impl State {
                 self.number += 1;
                 let life = granted.life();
                 let early = granted.refresh_in().unwrap_or(life.saturating_sub(EARLY));
+                let margin = MARGIN.min(life / 4);
                 let token = Token {
                     number: self.number,
                     // Half of a life is early enough for any.
-                    early: now + early.clamp(life / 2, life - MARGIN.min(life / 4)),
-                    ends: now + life - MARGIN.min(life / 4),
+                    early: now + early.clamp(life / 2, life - 2 * margin),
+                    ends: now + life - margin,
                     bearer: Arc::new(granted.into_bearer()),
                 };
                 debug!("a token was fetched; it is good for {} s", life.as_secs());
@@ -297,5 +303,7 @@ impl State {
     }
 }
 
+#[cfg(test)]
+pub(super) mod testing;
 #[cfg(test)]
 mod tests;

@@ -707,7 +707,7 @@ impl Dialog {
         };
         let mut reply = reply.clone();
         if secrets.iter().any(has) {
-            reply.text = b"(its words are not shown: the password is in them)"[..].into();
+            reply.text = b"(its words are not shown: the login is in them)"[..].into();
         }
         reply
     }

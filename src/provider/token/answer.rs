@@ -11,7 +11,6 @@ use serde_json::Value;
 use crate::config::Secret;
 use crate::envelope::UnixMillis;
 use crate::outcome::{Cause, Scope, Stage};
-use crate::smtp::reply::Escaped;
 
 /// How long nothing is asked for again: after a refusal that only a person ends, after trouble without a time, after a
 /// connection that was not made.
@@ -371,7 +370,7 @@ pub(super) fn refused(refusal: &Refusal, now: UnixMillis, secrets: &[&str]) -> F
         Some(entra) => entra.words(),
         None => {
             let body = refusal.body.get(..SHOWN).unwrap_or(&refusal.body).trim_ascii();
-            let body = Escaped(body).to_string();
+            let body = String::from_utf8_lossy(body);
             let text = if body.starts_with('<') { String::new() } else { format!(": {body}") };
             let text = if body.is_empty() { String::new() } else { text };
             format!("HTTP {}{text}", refusal.status)
