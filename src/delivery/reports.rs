@@ -648,8 +648,8 @@ fn advice(stage: Stage) -> &'static str {
              whether `provider.security` fits its port."
         }
         Stage::Auth => {
-            "see whether user and password are right and the account may log in. Change\n\
-             them in `[provider]` and restart the gateway."
+            "see whether user and password, or the application and its secret, are right\n\
+             and may log in. Change them in `[provider]` and restart the gateway."
         }
         Stage::Greeting
         | Stage::Ehlo
