@@ -43,6 +43,7 @@ pub struct Metrics {
     pub spool_damaged: IntCounter,
     pub provider_open: IntGauge,
     pub last_success: Gauge,
+    pub losses: IntCounterVec,
     pub token_fetches: IntCounterVec,
     pub token_expiry: Gauge,
     pub credential_expiry: Gauge,
@@ -286,6 +287,12 @@ impl Metrics {
                 "last_success_timestamp_seconds",
                 "When the provider last took a message, in seconds since 1970; 0 before the first."
             ),
+            losses: metric!(
+                IntCounterVec,
+                "message_losses_total",
+                "What messages lost on their way through Microsoft 365, by kind.",
+                ["kind"]
+            ),
             token_fetches: metric!(
                 IntCounterVec,
                 "token_fetches_total",
@@ -357,6 +364,9 @@ impl Metrics {
         }
         for kind in ["failure", "delay", "relayed", "digest", "notice"] {
             metrics.reports.with_label_values(&[kind]);
+        }
+        for kind in ["header", "recipient", "part", "signature", "invitation", "text", "copy"] {
+            metrics.losses.with_label_values(&[kind]);
         }
         for result in ["fetched", "refused", "failed"] {
             metrics.token_fetches.with_label_values(&[result]);

@@ -236,6 +236,7 @@ impl Message {
         let submission = Submission {
             reverse_path: envelope.reverse_path.clone(),
             part: part.clone(),
+            doubtful: Vec::new(),
             message: outgoing::Message::stored(&envelope, &body),
             envelope: Arc::new(envelope),
         };

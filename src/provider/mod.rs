@@ -56,6 +56,8 @@ pub struct Submission {
     pub reverse_path: ReversePath,
     /// Positions in `envelope.rcpts`, at most `limits().recipients` of them, at least one.
     pub part: Vec<usize>,
+    /// Those of all recipients that a former attempt may have reached.
+    pub doubtful: Vec<usize>,
     pub message: Message,
 }
 

@@ -12,6 +12,8 @@ use serde_json::Value;
 use crate::outcome::{Cause, LANE_PAUSE, Outcome, Receipt, Scope, Stage};
 use crate::smtp::reply::EnhancedStatus;
 
+use super::message::Unfit;
+
 /// The most that is read of the body of a refusal, in octets.
 pub(super) const MAX_BODY: usize = 64 * 1024;
 /// What is kept of a remote's text, in characters.
@@ -534,6 +536,29 @@ pub(super) fn unanswered(fault: &Fault, case: Case) -> Outcome {
 /// What stays of a delivery: the words that lead to the message in Graph's own records.
 pub(super) fn receipt(answer: &Answer) -> Outcome {
     Outcome::Delivered(Receipt { words: answer.to_string().into(), relayed: true })
+}
+
+/// The same for a message that was found where it had been sent.
+pub(super) fn found(answer: &Answer) -> Outcome {
+    let words = format!("sent before: found in the mailbox by its mailsluice-id, {answer}");
+    Outcome::Delivered(Receipt { words: words.into(), relayed: true })
+}
+
+/// A recipient for whose address Graph would refuse all others: it fails alone.
+pub(super) fn unfit_recipient(why: &str) -> Outcome {
+    let words = format!("Microsoft 365 takes no such address: {why}");
+    let status = Some(EnhancedStatus(5, 1, 3));
+    Outcome::Failed(Cause { status, ..Cause::new(Scope::Recipient, Stage::Local, words) })
+}
+
+/// A message that there is no way for.
+pub(super) fn unfit_message(unfit: &Unfit) -> Outcome {
+    let status = match unfit {
+        Unfit::TooLarge { .. } | Unfit::FileTooLarge => EnhancedStatus(5, 3, 4),
+        Unfit::TooManyParts => EnhancedStatus(5, 6, 0),
+    };
+    let cause = Cause::new(Scope::Message, Stage::Local, unfit.to_string());
+    Outcome::Failed(Cause { status: Some(status), ..cause })
 }
 
 /// The positions of those `addresses` that the text of a refusal names.

@@ -112,7 +112,7 @@ impl SmtpProvider {
     }
 
     async fn send(&self, submission: &Submission, outcomes: &Outcomes) {
-        let Submission { envelope, reverse_path, part, message } = submission;
+        let Submission { envelope, reverse_path, part, message, .. } = submission;
         let order = Order {
             envelope: Arc::clone(envelope),
             reverse_path: reverse_path.clone(),
