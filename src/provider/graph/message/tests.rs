@@ -179,7 +179,7 @@ fn show_octets(octets: &[u8]) -> Value {
 fn print(value: &Value, indent: usize, out: &mut String) {
     let short = serde_json::to_string(value).unwrap();
     let (open, close) = match value {
-        _ if short.len() + indent <= 110 => return out.push_str(&short),
+        _ if short.len() + indent <= 150 => return out.push_str(&short),
         Value::Array(_) => ('[', ']'),
         Value::Object(_) => ('{', '}'),
         _ => return out.push_str(&short),
