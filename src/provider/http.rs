@@ -72,14 +72,20 @@ pub fn words(error: reqwest::Error) -> String {
         if !words.ends_with(&text) {
             words = format!("{words}: {text}");
         }
-        let of_tls = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let of_tls = of_tls.and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        cure = cure.or(of_tls.or_else(|| error.downcast_ref()).and_then(tls::cure_of));
+        cure = cure.or(of_tls(error).and_then(tls::cure_of));
         cause = error.source();
     }
     match cure {
         Some(cure) => format!("{words}; {cure}"),
         None => words,
+    }
+}
+
+/// The error of TLS in this one. Those of input and output hold theirs where `source` passes over it.
+fn of_tls<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
+    match error.downcast_ref::<io::Error>() {
+        Some(outer) => of_tls(outer.get_ref()?),
+        None => error.downcast_ref(),
     }
 }
 
@@ -113,7 +119,87 @@ pub fn date(value: &str) -> Option<UnixMillis> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::Arc;
+
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rustls::pki_types::PrivateKeyDer;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+    use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+
     use super::*;
+
+    /// No wait of a test is longer.
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// Answers everything over TLS with these lines: its URL, and the file with its root.
+    async fn secured(
+        folder: &Path,
+        answer: &'static str,
+    ) -> (String, std::path::PathBuf, AbortOnDropHandle<()>) {
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_key = KeyPair::generate().unwrap();
+        let root = ca.self_signed(&ca_key).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let own = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        let own = own.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
+        let root_file = folder.join("root.pem");
+        std::fs::write(&root_file, root.pem()).unwrap();
+        let crypto = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(crypto)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![own.der().clone()],
+                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+        let runs = TaskTracker::new().spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+                let mut asked = [0; 1024];
+                drop(stream.read(&mut asked).await);
+                drop(stream.write_all(answer.as_bytes()).await);
+                drop(stream.shutdown().await);
+            }
+        });
+        (url, root_file, AbortOnDropHandle::new(runs))
+    }
+
+    #[tokio::test]
+    async fn a_private_root_is_trusted_where_it_is_named_and_nowhere_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let answer = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello";
+        let (url, root, _runs) = secured(folder.path(), answer).await;
+        let get = async |client: Client| {
+            let response = client.get(&url).timeout(LONG).send().await.map_err(words)?;
+            body(response, 4).await.map_err(words)
+        };
+        assert_eq!(get(client(Some(&root), LONG).unwrap()).await.unwrap(), b"hell");
+        let said = get(client(None, LONG).unwrap()).await.unwrap_err();
+        assert!(said.contains("UnknownIssuer"), "{said}");
+        assert!(said.contains("; its issuer is not known to this system"), "{said}");
+        assert!(!said.contains(&url), "a URL may be a secret: {said}");
+        assert!(client(Some(Path::new("/nowhere.pem")), LONG).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_an_answer_like_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let answer = "HTTP/1.1 307 x\r\nlocation: https://localhost:1/\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        let (url, root, _runs) = secured(folder.path(), answer).await;
+        let client = client(Some(&root), LONG).unwrap();
+        let response = client.post(&url).timeout(LONG).body("secret").send().await.unwrap();
+        assert_eq!(response.status(), 307);
+    }
 
     #[test]
     fn a_wait_is_read_in_each_of_its_forms() {

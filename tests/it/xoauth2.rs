@@ -1,5 +1,6 @@
 //! An upstream that wants a token, and the server that gives it out.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use base64::Engine as _;
@@ -101,4 +102,63 @@ fn a_secret_that_is_refused_holds_the_mail_and_says_the_cure() {
     assert_eq!(sink.wait(1).remove(0).from, "a@example.com");
     gateway.wait_empty();
     gateway.stop();
+}
+
+/// The first line that each connection brings, and then nothing but its end.
+fn proxy() -> (std::net::SocketAddr, std::sync::mpsc::Receiver<String>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, asked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut line = String::new();
+            drop(BufReader::new(stream).read_line(&mut line));
+            if tell.send(line.trim_end().to_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    (address, asked)
+}
+
+#[test]
+fn tokens_are_fetched_through_the_proxy_of_the_system_but_on_loopback() {
+    let authority = Authority::granting(TOKEN);
+    let sink = Sink::with(&["AUTH XOAUTH2"], |ask| match ask.is("AUTH") {
+        true => Answer::reply("235 2.7.0 in"),
+        false => Answer::Usual,
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let (address, asked) = proxy();
+    let https = format!("HTTPS_PROXY=http://{address}");
+    let through = |setup: Setup, more: &str| {
+        let all = format!("http_proxy=http://{address}");
+        setup.under(&["env", &https, &all, more])
+    };
+    // A secret in clear is for this machine alone.
+    let gateway = through(setup(&sink, &authority, folder.path()), "NO_PROXY=").start();
+    Client::hello(gateway.smtp()).mail("a@example.com", &["b@example.org"], SMALL);
+    sink.wait(1);
+    gateway.stop();
+    assert_eq!(authority.asked().len(), 1);
+
+    let far = || {
+        setup(&sink, &authority, folder.path())
+            .set("provider", "endpoints = { login = \"https://login.example.invalid\" }")
+    };
+    let gateway = through(far(), "NO_PROXY=example.org").start();
+    Client::hello(gateway.smtp()).mail("a@example.com", &["b@example.org"], SMALL);
+    assert_eq!(asked.recv().unwrap(), "CONNECT login.example.invalid:443 HTTP/1.1");
+    let closed = gateway.wait_event("closed", |_| true);
+    assert_eq!((&closed["scope"], &closed["stage"]), (&"provider".into(), &"connect".into()));
+    gateway.stop();
+
+    while asked.try_recv().is_ok() {}
+    let gateway = through(far(), "NO_PROXY=example.invalid").start();
+    Client::hello(gateway.smtp()).mail("a@example.com", &["b@example.org"], SMALL);
+    let closed = gateway.wait_event("closed", |_| true);
+    let words = closed["words"].as_str().unwrap();
+    assert!(words.starts_with("asking https://login.example.invalid for a token: "), "{words}");
+    gateway.stop();
+    assert!(asked.try_recv().is_err());
 }

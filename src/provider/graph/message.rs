@@ -244,6 +244,36 @@ impl LossKind {
     }
 }
 
+/// The losses of one message: each once, and not more than anybody reads.
+#[derive(Debug, Default)]
+struct Losses {
+    list: Vec<Loss>,
+}
+
+impl Losses {
+    fn push(&mut self, kind: LossKind, what: impl Into<Cow<'static, str>>, why: &'static str) {
+        let loss = match self.list.len() {
+            MAX_LOSSES.. => return,
+            MORE => Loss { kind, what: "more".into(), why: "is lost in such ways" },
+            _ => Loss { kind, what: what.into(), why },
+        };
+        if !self.list.contains(&loss) {
+            self.list.push(loss);
+        }
+    }
+}
+
+impl Extend<Loss> for Losses {
+    fn extend<T: IntoIterator<Item = Loss>>(&mut self, losses: T) {
+        losses.into_iter().for_each(|it| self.push(it.kind, it.what, it.why));
+    }
+}
+
+/// Losses that are named.
+const MAX_LOSSES: usize = 100;
+/// The last of them stands for all others.
+const MORE: usize = MAX_LOSSES - 1;
+
 /// Why a message cannot be sent by Graph at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unfit {
@@ -276,7 +306,7 @@ pub fn convert(scanned: &Scanned, case: &Case<'_>) -> Result<Plan, Unfit> {
     let specials = content::specials(&scanned.nodes);
     let as_mime = || mime::write(scanned, case).filter(|it| it.size <= case.max_request);
     let wants_mime = match case.format {
-        Format::Auto => !specials.is_empty(),
+        Format::Auto => !specials.list.is_empty(),
         Format::Json => false,
         Format::Mime => true,
     };

@@ -301,7 +301,11 @@ fn of_code(code: u64) -> Option<(Class, &'static str)> {
             Operator,
             "the tenant does not know the service that mail goes by: is provider.cloud right, and has an administrator consented to the application's permissions?",
         ),
-        700_024 | 700_027 | 7_000_214 | 1_000_502 | 7_000_274 | 7_000_277 => (
+        700_024 => (
+            Certificate,
+            "what was shown is outside of its time: see whether this system's clock is right, and with workload identity whether the token's file is fresh",
+        ),
+        700_027 | 7_000_214 | 1_000_502 | 7_000_274 | 7_000_277 => (
             Certificate,
             "upload the certificate of provider.certificate in Entra (App registrations, Certificates & secrets), or see whether it has expired",
         ),

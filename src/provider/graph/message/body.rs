@@ -7,7 +7,7 @@ use super::charset::{self, Said};
 use super::content::describe;
 use super::field::unescape_url;
 use super::scan::{Kind, Node};
-use super::{Loss, LossKind};
+use super::{LossKind, Losses};
 
 /// How far a charset is looked for in HTML that came without one.
 const MAX_SNIFF: usize = 1024;
@@ -22,7 +22,7 @@ pub(super) struct Body {
 }
 
 /// Puts the texts together, in their order; as HTML where one of them is that.
-pub(super) fn compose(nodes: &[Node], texts: &[usize], losses: &mut Vec<Loss>) -> Body {
+pub(super) fn compose(nodes: &[Node], texts: &[usize], losses: &mut Losses) -> Body {
     let mut pieces: Vec<Piece> = Vec::new();
     for at in texts {
         let Some(node) = nodes.get(*at) else { continue };
@@ -32,11 +32,9 @@ pub(super) fn compose(nodes: &[Node], texts: &[usize], losses: &mut Vec<Loss>) -
         }
         let (piece, why) = Piece::read(node, octets);
         pieces.push(piece);
-        losses.extend(why.map(|why| Loss {
-            kind: LossKind::Text,
-            what: describe(nodes, *at),
-            why,
-        }));
+        if let Some(why) = why {
+            losses.push(LossKind::Text, describe(nodes, *at), why);
+        }
     }
     match pieces.iter().position(|piece| piece.is_html) {
         None => Body { is_html: false, text: join(&pieces) },

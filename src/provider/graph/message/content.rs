@@ -3,14 +3,14 @@
 use std::borrow::Cow;
 
 use super::scan::{Kind, Node};
-use super::{Loss, LossKind};
+use super::{LossKind, Losses};
 
 /// Positions of parts, each in the order of the message.
 #[derive(Debug, Default)]
 pub(super) struct Content {
     pub(super) texts: Vec<usize>,
     pub(super) files: Vec<usize>,
-    pub(super) losses: Vec<Loss>,
+    pub(super) losses: Losses,
 }
 
 /// Where a part stands.
@@ -52,16 +52,17 @@ impl Walk<'_> {
             },
             Kind::Sealed => {
                 out.files.push(at);
-                out.losses.push(self.loss(
+                self.lose(
                     at,
                     LossKind::Part,
                     "lies too deep in the message: it becomes a file",
-                ));
+                    out,
+                );
             }
             Kind::Leaf(_) => {
                 if node.entity.is_text() && !node.entity.is_attachment() {
                     let why = "is too large for the body: it becomes a file";
-                    out.losses.push(self.loss(at, LossKind::Text, why));
+                    self.lose(at, LossKind::Text, why, out);
                 }
                 out.files.push(at);
             }
@@ -91,24 +92,24 @@ impl Walk<'_> {
             if Some(position) == chosen {
                 out.texts.extend(rendition.texts);
                 out.files.extend(rendition.files);
-                out.losses.extend(rendition.losses);
+                out.losses.extend(rendition.losses.list);
                 continue;
             }
             for text in rendition.texts.into_iter().filter(|it| !self.is_blank(*it)) {
                 let kind = if self.is_html(text) { LossKind::Part } else { LossKind::Usual };
                 let why = "is another form of the body, and Graph takes one";
-                out.losses.push(self.loss(text, kind, why));
+                self.lose(text, kind, why, out);
             }
             for file in rendition.files {
                 match chosen.is_some() && self.is_form_of_text(file) {
                     true => {
                         let why = "is another form of the body, and Graph takes one";
-                        out.losses.push(self.loss(file, LossKind::Part, why));
+                        self.lose(file, LossKind::Part, why, out);
                     }
                     false => out.files.push(file),
                 }
             }
-            out.losses.extend(rendition.losses);
+            out.losses.extend(rendition.losses.list);
         }
     }
 
@@ -162,8 +163,8 @@ impl Walk<'_> {
         })
     }
 
-    fn loss(&self, at: usize, kind: LossKind, why: &'static str) -> Loss {
-        Loss { kind, what: describe(self.nodes, at), why }
+    fn lose(&self, at: usize, kind: LossKind, why: &'static str, out: &mut Content) {
+        out.losses.push(kind, describe(self.nodes, at), why);
     }
 }
 
@@ -184,30 +185,26 @@ pub(super) fn describe(nodes: &[Node], at: usize) -> Cow<'static, str> {
 }
 
 /// What only MIME can carry.
-pub(super) fn specials(nodes: &[Node]) -> Vec<Loss> {
-    let is_signature = |at: usize| {
-        let loss = |kind, why| Some(Loss { kind, what: describe(nodes, at), why });
-        let node = nodes.get(at)?;
-        match node.entity.media_type() {
-            "multipart/signed" => loss(LossKind::Signature, "has a signature, which breaks"),
+pub(super) fn specials(nodes: &[Node]) -> Losses {
+    let mut losses = Losses::default();
+    for (at, node) in nodes.iter().enumerate() {
+        let entity = &node.entity;
+        let is_request = || !entity.is_attachment() && entity.parameter("method").is_some();
+        let (kind, why) = match entity.media_type() {
+            "multipart/signed" => (LossKind::Signature, "has a signature, which breaks"),
             "multipart/encrypted" | "application/pkcs7-mime" | "application/x-pkcs7-mime" => {
-                loss(LossKind::Signature, "is signed or encrypted: it becomes a file")
+                (LossKind::Signature, "is signed or encrypted: it becomes a file")
             }
-            "text/calendar"
-                if !node.entity.is_attachment() && node.entity.parameter("method").is_some() =>
-            {
-                loss(LossKind::Invitation, "is an invitation: it becomes a file")
+            "text/calendar" if is_request() => {
+                (LossKind::Invitation, "is an invitation: it becomes a file")
             }
-            "application/ms-tnef" => {
-                loss(LossKind::Part, "is rich text of Outlook: it becomes a file")
-            }
-            "multipart/report" => {
-                loss(LossKind::Part, "is a report: it becomes an ordinary message")
-            }
-            _ => None,
-        }
-    };
-    (0..nodes.len()).filter_map(is_signature).collect()
+            "application/ms-tnef" => (LossKind::Part, "is rich text of Outlook: it becomes a file"),
+            "multipart/report" => (LossKind::Part, "is a report: it becomes an ordinary message"),
+            _ => continue,
+        };
+        losses.push(kind, describe(nodes, at), why);
+    }
+    losses
 }
 
 /// The name and extension of a kind of file that has no name.

@@ -414,7 +414,8 @@ mod tests {
         ] {
             check(Encoding::Base64, written.as_bytes(), expected.as_bytes());
         }
-        let octets: Vec<u8> = (0..100_000_u32).map(|n| (n * n >> 7).to_le_bytes()[0]).collect();
+        let octets: Vec<u8> =
+            (0..100_000_u32).map(|n| (n.wrapping_mul(n) >> 7).to_le_bytes()[0]).collect();
         let digits = BASE64.encode(&octets);
         for width in [4, 76, 77, 1000] {
             let lines: Vec<&[u8]> = digits.as_bytes().chunks(width).collect();

@@ -450,6 +450,16 @@ pub(super) fn addresses(value: &[u8]) -> Vec<Address> {
                 at += length + 1;
             }
             b',' | b';' => found.extend(std::mem::take(&mut open).close()),
+            // Mailers leave in it what would end a name.
+            b'=' if let Some((_, _, length)) =
+                encoded_word(value.get(at..).unwrap_or_default()) =>
+            {
+                let word = value.get(at..at + length).unwrap_or_default();
+                open.phrase.extend_from_slice(word);
+                open.bare.extend_from_slice(word);
+                at += length;
+                continue;
+            }
             // The name of a group was before it.
             b':' => open = Open::default(),
             byte => {

@@ -3,7 +3,7 @@
 use crate::smtp::address::ReversePath;
 
 use super::field::{self, Address, Field, fields, one_line, unfold};
-use super::{Case, Loss, LossKind, charset, unfit_address};
+use super::{Case, LossKind, Losses, charset, unfit_address};
 
 /// Characters of a subject that Exchange takes, as UTF-16 counts them.
 const MAX_SUBJECT: usize = 255;
@@ -101,133 +101,142 @@ const SOFTWARE: [&str; 8] = [
 pub(super) const SUPPRESS: &str = "X-Auto-Response-Suppress";
 
 impl Head {
-    pub(super) fn read(header: &[u8], case: &Case<'_>, losses: &mut Vec<Loss>) -> Self {
+    pub(super) fn read(header: &[u8], case: &Case<'_>, losses: &mut Losses) -> Self {
         let mut head = Self::default();
-        let mut lost: Vec<String> = Vec::new();
-        let mut extras: Vec<(u8, String, String)> = Vec::new();
+        let mut extras = Extras::default();
+        let mut has_from = false;
         // Importance goes before X-Priority, and that before the others.
         let mut importance: [Option<&'static str>; 4] = [None; 4];
         for field in fields(header) {
             let name = String::from_utf8_lossy(field.name).to_ascii_lowercase();
+            let mut is_taken = true;
             match name.as_str() {
                 "subject" if head.subject.is_empty() => head.subject = subject(&field, losses),
-                "from" if head.from_name.is_empty() => {
-                    let author = field::addresses(field.value).into_iter().next();
-                    head.from_name =
-                        author.map(|it| without_at(&it.name, &it.address)).unwrap_or_default();
+                "from" if !has_from => {
+                    has_from = true;
+                    let mut authors = field::addresses(field.value).into_iter();
+                    let name = authors.next().map(|it| without_at(&it.name, &it.address));
+                    head.from_name = name.unwrap_or_default();
+                    if authors.next().is_some() {
+                        let why = "has several authors, and Graph takes one";
+                        losses.push(LossKind::Header, "From", why);
+                    }
                 }
-                "reply-to" => head.reply_to.extend(field::addresses(field.value)),
-                "message-id" => {
+                "reply-to" => head.add_replies(&field, losses),
+                "message-id" if head.message_id.is_none() => {
                     head.message_id = field::message_id(field.value);
                     if head.message_id.is_none() {
-                        losses.push(header_loss(
-                            "Message-ID",
-                            "is not in the form <left@right>: Exchange makes one",
-                        ));
+                        let why = "is not in the form <left@right>: Exchange makes one";
+                        losses.push(LossKind::Header, "Message-ID", why);
                     }
                 }
                 "importance" => set(&mut importance, 0, named_importance(&field)),
                 "x-priority" => set(&mut importance, 1, numbered_importance(&field)),
                 "x-msmail-priority" => set(&mut importance, 2, named_importance(&field)),
                 "priority" => set(&mut importance, 3, named_importance(&field)),
-                "sensitivity" => head.sensitivity = sensitivity(&field),
+                "sensitivity" if case.extras => head.sensitivity = sensitivity(&field),
                 "disposition-notification-to" | "x-confirm-reading-to" => {
                     head.read_receipt = true;
-                    losses.push(header_loss(
-                        "Disposition-Notification-To",
-                        "asks for receipts: they go to the sender's mailbox",
-                    ));
+                    losses.push(LossKind::Header, shown(&field), RECEIPT);
                 }
                 "return-receipt-to" => {
                     head.delivery_receipt = true;
-                    losses.push(header_loss(
-                        "Return-Receipt-To",
-                        "asks for receipts: they go to the sender's mailbox",
-                    ));
+                    losses.push(LossKind::Header, shown(&field), RECEIPT);
                 }
-                "in-reply-to" if head.in_reply_to.is_none() => head.in_reply_to = ids(&field),
-                "references" if head.references.is_none() => head.references = ids(&field),
-                "list-unsubscribe" if head.list_unsubscribe.is_none() => {
+                "in-reply-to" if case.extras && head.in_reply_to.is_none() => {
+                    head.in_reply_to = ids(&field);
+                }
+                "references" if case.extras && head.references.is_none() => {
+                    head.references = ids(&field);
+                }
+                "list-unsubscribe" if case.extras && head.list_unsubscribe.is_none() => {
                     head.list_unsubscribe = plain_value(&field);
+                    is_taken = head.list_unsubscribe.is_some();
                 }
-                "subject" | "from" | "to" | "cc" | "in-reply-to" | "references"
-                | "list-unsubscribe" | "mime-version" => {}
+                "to" | "cc" | "mime-version" => {}
                 name if name.starts_with("content-") => {}
-                name if USUAL.contains(&name) => lose(name, LossKind::Usual, &mut lost, losses),
+                name if USUAL.contains(&name) => {
+                    losses.push(LossKind::Usual, shown(&field), USUALLY);
+                }
                 name if name.starts_with("x-") => match rank(name) {
-                    None => lose(name, LossKind::Usual, &mut lost, losses),
-                    Some(rank) => match plain_value(&field).filter(|_| is_token(name)) {
-                        Some(value)
-                            if !extras.iter().any(|(_, it, _)| it.eq_ignore_ascii_case(name)) =>
-                        {
-                            extras.push((
-                                rank,
-                                String::from_utf8_lossy(field.name).into_owned(),
-                                value,
-                            ));
-                        }
-                        _ => lose(name, LossKind::Header, &mut lost, losses),
-                    },
+                    None => losses.push(LossKind::Usual, shown(&field), USUALLY),
+                    Some(rank) => is_taken = extras.add(rank, name, &field),
                 },
-                name => lose(name, LossKind::Header, &mut lost, losses),
+                _ => is_taken = false,
+            }
+            if !is_taken {
+                losses.push(LossKind::Header, shown(&field), NO_PLACE);
             }
         }
         head.importance = importance.into_iter().flatten().next().filter(|it| *it != "normal");
-        head.choose_replies(losses);
-        head.choose_extras(extras, is_automatic(header, case), case, &mut lost, losses);
+        head.extras = extras.choose(is_automatic(header, case), case.extras, losses);
         head
     }
 
     /// An address that Graph dislikes would fail the message.
-    fn choose_replies(&mut self, losses: &mut Vec<Loss>) {
-        let before = self.reply_to.len();
-        let mut seen = Vec::new();
-        self.reply_to.retain(|it| {
-            let key = it.address.to_lowercase();
-            let is_new = !seen.contains(&key);
-            seen.push(key);
-            is_new && unfit_address(&it.address).is_none()
-        });
-        self.reply_to.truncate(MAX_REPLIES);
-        if self.reply_to.len() < before {
-            losses.push(header_loss("Reply-To", "has addresses that Graph does not take"));
-        }
-    }
-
-    fn choose_extras(
-        &mut self,
-        mut extras: Vec<(u8, String, String)>,
-        is_automatic: bool,
-        case: &Case<'_>,
-        lost: &mut Vec<String>,
-        losses: &mut Vec<Loss>,
-    ) {
-        if is_automatic && !extras.iter().any(|(_, name, _)| name.eq_ignore_ascii_case(SUPPRESS)) {
-            extras.insert(0, (0, SUPPRESS.to_owned(), "All".to_owned()));
-        }
-        // Within a rank they keep their order.
-        extras.sort_by_key(|(rank, _, _)| *rank);
-        let taken = if case.extras { MAX_EXTRAS } else { 0 };
-        for (position, (_, name, value)) in extras.into_iter().enumerate() {
-            if position < taken {
-                self.extras.push((name, value));
-            } else {
-                lose(&name.to_ascii_lowercase(), LossKind::Header, lost, losses);
-            }
-        }
-        if !case.extras {
-            let said = [
-                (self.in_reply_to.take(), "in-reply-to"),
-                (self.references.take(), "references"),
-                (self.list_unsubscribe.take(), "list-unsubscribe"),
-            ];
-            for (_, name) in said.iter().filter(|(value, _)| value.is_some()) {
-                lose(name, LossKind::Header, lost, losses);
+    fn add_replies(&mut self, field: &Field<'_>, losses: &mut Losses) {
+        for address in field::addresses(field.value) {
+            let is = |it: &Address| it.address.eq_ignore_ascii_case(&address.address);
+            if self.reply_to.len() >= MAX_REPLIES || unfit_address(&address.address).is_some() {
+                let why = "has addresses that Graph does not take";
+                losses.push(LossKind::Header, "Reply-To", why);
+            } else if !self.reply_to.iter().any(is) {
+                self.reply_to.push(address);
             }
         }
     }
 }
 
+const RECEIPT: &str = "asks for receipts: they go to the sender's mailbox";
+const USUALLY: &str = "is made anew or of no use behind Graph";
+const NO_PLACE: &str = "has no place in the request";
+
+/// The name of a field for people to read.
+fn shown(field: &Field<'_>) -> String {
+    field.name.iter().take(80).map(|byte| char::from(*byte)).collect()
+}
+
+/// Fields of `x-`, of which [`MAX_EXTRAS`] go along.
+#[derive(Debug, Default)]
+struct Extras {
+    /// Rank, name in lower case, name, value.
+    found: Vec<(u8, String, String, String)>,
+}
+
+impl Extras {
+    fn add(&mut self, rank: u8, name: &str, field: &Field<'_>) -> bool {
+        let is_new = || !self.found.iter().any(|(_, it, _, _)| it == name);
+        if self.found.len() >= MAX_CANDIDATES || !is_token(name) || !is_new() {
+            return false;
+        }
+        let Some(value) = plain_value(field) else { return false };
+        self.found.push((rank, name.to_owned(), shown(field), value));
+        true
+    }
+
+    fn choose(
+        mut self,
+        is_automatic: bool,
+        extras: bool,
+        losses: &mut Losses,
+    ) -> Vec<(String, String)> {
+        let is_suppress = |name: &str| name.eq_ignore_ascii_case(SUPPRESS);
+        if is_automatic && !self.found.iter().any(|(_, name, _, _)| is_suppress(name)) {
+            let lower = SUPPRESS.to_ascii_lowercase();
+            self.found.insert(0, (0, lower, SUPPRESS.to_owned(), "All".to_owned()));
+        }
+        // Within a rank they keep their order.
+        self.found.sort_by_key(|(rank, _, _, _)| *rank);
+        let rest = self.found.split_off(self.found.len().min(if extras { MAX_EXTRAS } else { 0 }));
+        for (_, _, name, _) in rest {
+            losses.push(LossKind::Header, name, NO_PLACE);
+        }
+        self.found.into_iter().map(|(_, _, name, value)| (name, value)).collect()
+    }
+}
+
+/// Fields of `x-` of which the best are chosen.
+const MAX_CANDIDATES: usize = 100;
 /// Reply addresses of one message.
 const MAX_REPLIES: usize = 50;
 
@@ -247,28 +256,7 @@ fn set(all: &mut [Option<&'static str>; 4], at: usize, value: Option<&'static st
     }
 }
 
-/// Notes a field that does not go along, once.
-fn lose(name: &str, kind: LossKind, lost: &mut Vec<String>, losses: &mut Vec<Loss>) {
-    if lost.len() >= MAX_LOST || lost.iter().any(|it| it == name) {
-        return;
-    }
-    lost.push(name.to_owned());
-    let why = match kind {
-        LossKind::Usual => "is made anew or of no use behind Graph",
-        _ => "has no place in the request",
-    };
-    let what: String = name.chars().filter(char::is_ascii_graphic).take(80).collect();
-    losses.push(Loss { kind, what: what.into(), why });
-}
-
-/// Fields that are named as lost.
-const MAX_LOST: usize = 200;
-
-fn header_loss(name: &'static str, why: &'static str) -> Loss {
-    Loss { kind: LossKind::Header, what: name.into(), why }
-}
-
-fn subject(field: &Field<'_>, losses: &mut Vec<Loss>) -> String {
+fn subject(field: &Field<'_>, losses: &mut Losses) -> String {
     // Encoded words need at most some twelve octets for one character; the rest would be cut.
     let value = field.value.get(..MAX_SUBJECT * 64).unwrap_or(field.value);
     let text = field::text(value);
@@ -281,11 +269,8 @@ fn subject(field: &Field<'_>, losses: &mut Vec<Loss>) -> String {
         })
         .collect();
     if cut.len() < text.len() || value.len() < field.value.len() {
-        losses.push(Loss {
-            kind: LossKind::Text,
-            what: "Subject".into(),
-            why: "is longer than the 255 characters that Exchange takes, and is cut",
-        });
+        let why = "is longer than the 255 characters that Exchange takes, and is cut";
+        losses.push(LossKind::Text, "Subject", why);
     }
     cut
 }
@@ -294,7 +279,7 @@ fn subject(field: &Field<'_>, losses: &mut Vec<Loss>) -> String {
 fn without_at(name: &str, address: &str) -> String {
     match name.eq_ignore_ascii_case(address) {
         true => String::new(),
-        false => name.replace('@', " at ").chars().take(256).collect(),
+        false => name.replace(" @ ", " at ").replace('@', " at ").chars().take(256).collect(),
     }
 }
 
@@ -340,7 +325,7 @@ fn rank(name: &str) -> Option<u8> {
 
 fn is_token(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    name.len() <= 128 && name.bytes().all(is_plain)
+    name.len() <= 80 && name.bytes().all(is_plain)
 }
 
 /// The value on one line, encoded words as they are; none where nothing is left of it, or too much.

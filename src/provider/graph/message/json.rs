@@ -6,10 +6,12 @@ use super::body::{Body, Links, Shown, compose, link};
 use super::content::{Names, sort};
 use super::field::Address;
 use super::header::Head;
-use super::mime::COPY;
+use super::mime::lose_copy;
 use super::recipients::Recipients;
 use super::scan::{Kind, Node, Scanned};
-use super::{Attachment, Case, Draft, Encoding, Json, Loss, LossKind, Piece, TAG_ID, encoded, tag};
+use super::{
+    Attachment, Case, Draft, Encoding, Json, LossKind, Losses, Piece, TAG_ID, encoded, tag,
+};
 
 /// Octets of what a request has around the message.
 const FRAME: u64 = 64;
@@ -21,20 +23,20 @@ pub(super) struct Message {
     /// Without its files.
     text: String,
     files: Vec<Attachment>,
-    losses: Vec<Loss>,
+    losses: Losses,
 }
 
 /// Writes the message; a body that is too large for any request becomes a file.
-pub(super) fn write(scanned: &Scanned, case: &Case<'_>, mut losses: Vec<Loss>) -> Message {
+pub(super) fn write(scanned: &Scanned, case: &Case<'_>, mut losses: Losses) -> Message {
     let nodes = &scanned.nodes;
     if !scanned.has_all_of_header {
         let why = "is longer than 1 MiB: what is beyond is not read";
-        losses.push(Loss { kind: LossKind::Header, what: "the header".into(), why });
+        losses.push(LossKind::Header, "the header", why);
     }
     let recipients = Recipients::divide(&scanned.header, case, &mut losses);
     let head = Head::read(&scanned.header, case, &mut losses);
     let mut content = sort(nodes);
-    losses.append(&mut content.losses);
+    losses.extend(std::mem::take(&mut content.losses.list));
     let mut body = compose(nodes, &content.texts, &mut losses);
     let mut shown = Shown::new();
     if body.is_html {
@@ -51,7 +53,7 @@ pub(super) fn write(scanned: &Scanned, case: &Case<'_>, mut losses: Vec<Loss>) -
         text = message(&head, &recipients, &NOTE.body(), case);
         if is_too_large {
             let why = "is too large for the body: it becomes a file";
-            losses.push(Loss { kind: LossKind::Text, what: "the text".into(), why });
+            losses.push(LossKind::Text, "the text", why);
         }
     }
     let mut names = Names::default();
@@ -59,11 +61,7 @@ pub(super) fn write(scanned: &Scanned, case: &Case<'_>, mut losses: Vec<Loss>) -
         let node = nodes.get(*at)?;
         if node.entity.is_encoding_unknown {
             let why = "has an encoding that is not known: it goes along as it is";
-            losses.push(Loss {
-                kind: LossKind::Part,
-                what: super::content::describe(nodes, *at),
-                why,
-            });
+            losses.push(LossKind::Part, super::content::describe(nodes, *at), why);
         }
         Some(attachment(node, names.next(node), shown.remove(at)))
     });
@@ -166,14 +164,12 @@ impl Message {
         }
         text.push_str(&format!("}},\"saveToSentItems\":{}}}", case.save_to_sent_items));
         pieces.push(Piece::Text(text));
-        Json::new(pieces, self.losses)
+        Json::new(pieces, self.losses.list)
     }
 
     pub(super) fn into_draft(mut self, case: &Case<'_>) -> Draft {
-        if !case.save_to_sent_items {
-            self.losses.push(COPY);
-        }
-        Draft { message: self.text, attachments: self.files, losses: self.losses }
+        lose_copy(case, &mut self.losses);
+        Draft { message: self.text, attachments: self.files, losses: self.losses.list }
     }
 }
 

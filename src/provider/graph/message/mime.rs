@@ -6,7 +6,7 @@ use super::field::{Address, fields};
 use super::header::{SUPPRESS, is_automatic};
 use super::recipients::Recipients;
 use super::scan::Scanned;
-use super::{Case, Loss, LossKind, Mime, encoded};
+use super::{Case, LossKind, Losses, Mime, encoded};
 
 /// A line is folded before an address where it would be longer (RFC 5322 2.1.1).
 const LINE: usize = 78;
@@ -29,30 +29,29 @@ pub(super) fn write(scanned: &Scanned, case: &Case<'_>) -> Option<Mime> {
     if !scanned.has_all_of_header {
         return None;
     }
-    let mut losses = Vec::new();
+    let mut losses = Losses::default();
     let recipients = Recipients::divide(&scanned.header, case, &mut losses);
     let head = head(scanned, case, &recipients, &mut losses);
     let used = scanned.nodes.first().map_or(0, |root| root.body.start);
     let octets = head.len() as u64 + scanned.size.saturating_sub(used) + scanned.bare;
-    if !case.save_to_sent_items {
-        losses.push(COPY);
-    }
-    Some(Mime { head, used, repairs: scanned.bare > 0, size: encoded(octets), losses })
+    lose_copy(case, &mut losses);
+    Some(Mime { head, used, repairs: scanned.bare > 0, size: encoded(octets), losses: losses.list })
 }
 
 /// What neither the MIME form nor the draft can be kept from.
-pub(super) const COPY: Loss = Loss {
-    kind: LossKind::Copy,
-    what: std::borrow::Cow::Borrowed("Sent Items"),
-    why: "keep a copy, for this form has no word against it",
-};
+pub(super) fn lose_copy(case: &Case<'_>, losses: &mut Losses) {
+    if !case.save_to_sent_items {
+        let why = "keep a copy, for this form has no word against it";
+        losses.push(LossKind::Copy, "Sent Items", why);
+    }
+}
 
 /// The header with the empty line behind it.
 fn head(
     scanned: &Scanned,
     case: &Case<'_>,
     recipients: &Recipients,
-    losses: &mut Vec<Loss>,
+    losses: &mut Losses,
 ) -> Vec<u8> {
     let rules = Rules {
         sender: case.from.unwrap_or(case.mailbox),
@@ -75,7 +74,7 @@ fn head(
         if DROPPED.iter().any(|name| field.is(name)) {
             if field.name.get(..7).is_some_and(|it| it.eq_ignore_ascii_case(b"resent-")) {
                 let why = "names recipients of another sending, and is dropped";
-                losses.push(Loss { kind: LossKind::Header, what: "Resent-To".into(), why });
+                losses.push(LossKind::Header, "Resent-To", why);
             }
             continue;
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::field::{self, Address, fields};
-use super::{Case, Loss, LossKind};
+use super::{Case, LossKind, Losses};
 
 /// Characters of a display name.
 const MAX_NAME: usize = 256;
@@ -18,7 +18,7 @@ pub(super) struct Recipients {
 
 impl Recipients {
     /// Those of the part whom To or Cc names are shown there; the first place counts. All others get a blind copy.
-    pub(super) fn divide(header: &[u8], case: &Case<'_>, losses: &mut Vec<Loss>) -> Self {
+    pub(super) fn divide(header: &[u8], case: &Case<'_>, losses: &mut Losses) -> Self {
         let rcpts = case.part.iter().filter_map(|at| case.envelope.rcpts.get(*at));
         let mut order: Vec<&str> = Vec::new();
         // The place of each, which goes away once it is shown. Case in a local part tells nobody apart in practice.
@@ -48,7 +48,7 @@ impl Recipients {
             }
             if others > 0 {
                 let why = "names addresses that are not shown: they are no recipients here, or twice there";
-                losses.push(Loss { kind: LossKind::Recipient, what: name.into(), why });
+                losses.push(LossKind::Recipient, name, why);
             }
         }
         let mut rest: Vec<usize> = waiting.into_values().collect();
