@@ -20,8 +20,10 @@ use crate::delivery::reports::House;
 use crate::envelope::Intake;
 use crate::listener::{self, slots};
 use crate::metrics::Metrics;
+use crate::outcome::Cause;
 use crate::policy::{Names, Policy};
 use crate::provider::Provider;
+use crate::provider::graph::GraphProvider;
 use crate::provider::smtp::SmtpProvider;
 use crate::shutdown::Shutdown;
 use crate::smtp::reply;
@@ -32,6 +34,12 @@ use crate::telemetry;
 const OTHER_DESCRIPTORS: u64 = 256 + admin::socket::PLACES as u64 + admin::socket::OPERATORS as u64;
 /// How long the end waits for who has half a request open.
 const ADMIN_GRACE: std::time::Duration = std::time::Duration::from_secs(1);
+/// How long the start waits for a first token, so that the first client is told the right size.
+const FIRST_TOKEN: std::time::Duration = std::time::Duration::from_secs(3);
+/// Between two questions for a token, as long as there is none.
+const RIGHTS_RETRY: std::time::Duration = std::time::Duration::from_secs(5);
+/// Why larger messages are refused.
+const WITHOUT_DRAFTS: &str = "to send larger ones by Microsoft 365, grant the gateway Mail.ReadWrite and see that large_messages is not off";
 
 /// A running gateway.
 pub struct App {
@@ -80,7 +88,7 @@ impl App {
         let admin_socket = bind_admin(config.admin.bind).await?;
         let admin = admin_socket.local_addr().map_err(StartError::System)?;
 
-        let provider = provider(&config, &metrics)?;
+        let Outlet { provider, graph } = provider(&config, &metrics)?;
         let (spool, report) = Log::open(&config.spool).await.map_err(StartError::Spool)?;
         let spool = Arc::new(spool);
         // Behind the lock of the spool: of two daemons the second is told by that.
@@ -89,6 +97,11 @@ impl App {
         metrics.spool_damaged.inc_by(report.damaged.len() as u64);
 
         let (intake_is, intake) = watch::channel(intake(&config));
+        if let Some(graph) = &graph {
+            let learn = learn_rights(graph, &intake_is, config.limits.message_size);
+            // Without a token nothing is known, and the start goes on.
+            drop(tokio::time::timeout(FIRST_TOKEN, learn).await);
+        }
         let (trouble_is, trouble) = watch::channel(None);
         let (accepted_is, accepted) = mpsc::unbounded_channel();
         let (operator, requests) = operator::channel();
@@ -158,12 +171,14 @@ impl App {
         for bound in bound {
             acceptance.tasks.spawn(listener::listen(bound, Arc::clone(&shared)));
         }
-        // The state that the listener reads stays as it is until a reload can change it; its sender lives with a task
-        // that ends with acceptance.
         let stop = acceptance.token.clone();
+        let most = config.limits.message_size;
         acceptance.tasks.spawn(async move {
-            stop.cancelled().await;
-            drop(intake_is);
+            // Nothing is lost when it is dropped: it ends with acceptance.
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = follow_rights(graph, intake_is, most) => {}
+            }
         });
         Ok(Self {
             smtp,
@@ -304,7 +319,7 @@ fn intake(config: &Config) -> Intake {
         | config::Provider::Smtp(_)
         | config::Provider::Microsoft365(_) => None,
     };
-    Intake { refusal, max_size: config.limits.message_size }
+    Intake { refusal, max_size: config.limits.message_size, why: None }
 }
 
 /// Who readers see as the sender.
@@ -318,24 +333,70 @@ fn policy(config: &Config) -> Policy {
             (Some(&section.sender), section.sender_name.as_deref())
         }
     };
-    Policy::new(&config.sender, sender, name, Names::AsTheyAre)
+    let names = match &config.provider {
+        config::Provider::None { .. } | config::Provider::Smtp(_) => Names::AsTheyAre,
+        config::Provider::Microsoft365(_) => Names::WithoutAt,
+    };
+    Policy::new(&config.sender, sender, name, names)
 }
 
-fn provider(
-    config: &Config,
-    metrics: &Arc<Metrics>,
-) -> Result<Option<Arc<dyn Provider>>, StartError> {
+/// The provider as its kind is, where something of that kind matters beside deliveries.
+struct Outlet {
+    provider: Option<Arc<dyn Provider>>,
+    graph: Option<Arc<GraphProvider>>,
+}
+
+fn provider(config: &Config, metrics: &Arc<Metrics>) -> Result<Outlet, StartError> {
     Ok(match &config.provider {
-        config::Provider::None { .. } => None,
+        config::Provider::None { .. } => Outlet { provider: None, graph: None },
         config::Provider::Smtp(section) => {
             let provider = SmtpProvider::new(section, config.hostname.to_string(), metrics);
-            Some(Arc::new(provider.map_err(StartError::System)?))
+            let provider = provider.map_err(StartError::System)?;
+            Outlet { provider: Some(Arc::new(provider)), graph: None }
         }
-        config::Provider::Microsoft365(_) => {
-            let text = "provider.kind \"microsoft365\" is not in this version";
-            return Err(StartError::System(io::Error::other(text)));
+        config::Provider::Microsoft365(section) => {
+            let graph = GraphProvider::new(section, Arc::clone(metrics));
+            let graph = Arc::new(graph.map_err(StartError::System)?);
+            let provider: Arc<dyn Provider> = Arc::clone(&graph) as Arc<dyn Provider>;
+            Outlet { provider: Some(provider), graph: Some(graph) }
         }
     })
+}
+
+/// Keeps the size of what is accepted at what there is a way for. Where a token is not to be had, nothing is known, and
+/// what is accepted waits with the rest.
+async fn follow_rights(
+    graph: Option<Arc<GraphProvider>>,
+    intake: watch::Sender<Intake>,
+    most: u64,
+) {
+    // Of other providers the state that the listener reads stays as it is until a reload can change it.
+    let Some(graph) = graph else { return std::future::pending().await };
+    let mut roles = graph.roles();
+    loop {
+        match learn_rights(&graph, &intake, most).await {
+            Ok(()) if roles.changed().await.is_ok() => {}
+            Ok(()) => return,
+            Err(_no_token) => tokio::time::sleep(RIGHTS_RETRY).await,
+        }
+    }
+}
+
+/// The error says why there is no token.
+async fn learn_rights(
+    graph: &GraphProvider,
+    intake: &watch::Sender<Intake>,
+    most: u64,
+) -> Result<(), Cause> {
+    let largest = graph.largest().await?;
+    let why = largest.filter(|largest| *largest < most).map(|_| WITHOUT_DRAFTS);
+    let max_size = largest.map_or(most, |largest| largest.min(most));
+    intake.send_if_modified(|intake| {
+        let is_new = (intake.max_size, intake.why) != (max_size, why);
+        (intake.max_size, intake.why) = (max_size, why);
+        is_new
+    });
+    Ok(())
 }
 
 /// What the gateway's own letters are written with.
