@@ -9,17 +9,19 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
+use crate::sandbox::graph::message::Stored;
+
 /// The oldest go beyond so many messages, or so many octets.
 const MAX_MESSAGES: usize = 1_000;
 const MAX_OCTETS: usize = 256 * 1024 * 1024;
 
-/// A message as the upstream took it: the envelope that was really used, and the bytes.
+/// A message as the other side took it: the envelope that was really used, and the bytes.
 #[derive(Clone, Debug, Serialize)]
 pub struct Mail {
     pub number: u64,
@@ -27,9 +29,48 @@ pub struct Mail {
     pub received: u64,
     pub from: String,
     pub to: Vec<String>,
+    pub form: Form,
     pub size: usize,
     #[serde(skip)]
     pub content: Bytes,
+    /// What a mailbox makes of it, where it went to one.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "inner")]
+    pub stored: Option<Arc<Stored>>,
+}
+
+fn inner<S: Serializer>(stored: &Option<Arc<Stored>>, serializer: S) -> Result<S::Ok, S::Error> {
+    stored.as_deref().serialize(serializer)
+}
+
+/// In which form it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Form {
+    Smtp,
+    /// The request of sendMail.
+    Json,
+    Mime,
+    /// Piece by piece: what is kept is the draft as it stood when it was sent.
+    Draft,
+}
+
+impl Form {
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Smtp | Self::Mime => "message/rfc822",
+            Self::Json | Self::Draft => "application/json",
+        }
+    }
+}
+
+/// A message that arrives.
+pub struct Taken {
+    pub received: u64,
+    pub from: String,
+    pub to: Vec<String>,
+    pub form: Form,
+    pub content: Bytes,
+    pub stored: Option<Arc<Stored>>,
 }
 
 /// A recipient that the upstream refused because its address asked for it.
@@ -41,6 +82,7 @@ pub struct Refused {
 
 #[derive(Debug)]
 pub struct Inbox {
+    most: usize,
     kept: Mutex<Kept>,
     changed: watch::Sender<u64>,
 }
@@ -49,25 +91,40 @@ pub struct Inbox {
 struct Kept {
     next: u64,
     octets: usize,
-    mails: VecDeque<Mail>,
+    /// Each with the octets that it takes.
+    mails: VecDeque<(usize, Mail)>,
     refused: VecDeque<Refused>,
 }
 
 impl Inbox {
     pub fn new() -> Self {
-        Self { kept: Mutex::new(Kept::default()), changed: watch::Sender::new(0) }
+        Self::keeping(MAX_OCTETS)
+    }
+
+    /// With so many octets at most, and one message at least.
+    pub fn keeping(most: usize) -> Self {
+        Self { most, kept: Mutex::new(Kept::default()), changed: watch::Sender::new(0) }
+    }
+
+    /// Keeps a message that came by SMTP, and says its number.
+    pub fn put(&self, received: u64, from: String, to: Vec<String>, content: Bytes) -> u64 {
+        self.take(Taken { received, from, to, form: Form::Smtp, content, stored: None })
     }
 
     /// Keeps a message and says its number.
-    pub fn put(&self, received: u64, from: String, to: Vec<String>, content: Bytes) -> u64 {
+    pub fn take(&self, taken: Taken) -> u64 {
         let mut kept = self.kept();
         kept.next += 1;
         let number = kept.next;
-        kept.octets += content.len();
-        kept.mails.push_back(Mail { number, received, from, to, size: content.len(), content });
-        while kept.mails.len() > MAX_MESSAGES || (kept.octets > MAX_OCTETS && kept.mails.len() > 1)
-        {
-            let gone = kept.mails.pop_front().map_or(0, |mail| mail.size);
+        let size = taken.content.len();
+        let attachments = taken.stored.as_ref().map_or(0, |stored| stored.kept());
+        let octets = size + attachments;
+        kept.octets += octets;
+        let Taken { received, from, to, form, content, stored } = taken;
+        let mail = Mail { number, received, from, to, form, size, content, stored };
+        kept.mails.push_back((octets, mail));
+        while kept.mails.len() > MAX_MESSAGES || (kept.octets > self.most && kept.mails.len() > 1) {
+            let gone = kept.mails.pop_front().map_or(0, |(octets, _)| octets);
             kept.octets -= gone;
         }
         drop(kept);
@@ -86,7 +143,7 @@ impl Inbox {
     }
 
     pub fn mails(&self) -> Vec<Mail> {
-        self.kept().mails.iter().cloned().collect()
+        self.kept().mails.iter().map(|(_, mail)| mail.clone()).collect()
     }
 
     /// How many messages have arrived since the start.
@@ -113,17 +170,23 @@ impl Inbox {
     }
 }
 
-/// `GET /api/v1/inbox`: what arrived and what was refused; `DELETE` empties it. `GET /api/v1/inbox/N`: the message.
-pub async fn serve(socket: TcpListener, inbox: Arc<Inbox>, stop: CancellationToken) {
-    let router = Router::new()
-        .route("/api/v1/inbox", get(list).delete(clear))
-        .route("/api/v1/inbox/{number}", get(show))
-        .with_state(inbox);
+/// Serves the inbox, and what else there is to look at, until the end.
+pub async fn serve(socket: TcpListener, router: Router, stop: CancellationToken) {
     if let Err(error) =
         axum::serve(socket, router).with_graceful_shutdown(stop.cancelled_owned()).await
     {
         error!(%error, "the inbox ended: {error}");
     }
+}
+
+/// `GET /api/v1/inbox`: what arrived and what was refused; `DELETE` empties it. `GET /api/v1/inbox/N`: the bytes that
+/// came in; `GET /api/v1/inbox/N/attachments/M`: what an attachment holds.
+pub fn router(inbox: Arc<Inbox>) -> Router {
+    Router::new()
+        .route("/api/v1/inbox", get(list).delete(clear))
+        .route("/api/v1/inbox/{number}", get(show))
+        .route("/api/v1/inbox/{number}/attachments/{attachment}", get(attachment))
+        .with_state(inbox)
 }
 
 async fn list(State(inbox): State<Arc<Inbox>>) -> Json<serde_json::Value> {
@@ -132,8 +195,31 @@ async fn list(State(inbox): State<Arc<Inbox>>) -> Json<serde_json::Value> {
 
 async fn show(State(inbox): State<Arc<Inbox>>, Path(number): Path<u64>) -> Response {
     match inbox.mails().into_iter().find(|mail| mail.number == number) {
-        Some(mail) => ([(header::CONTENT_TYPE, "message/rfc822")], mail.content).into_response(),
+        Some(mail) => {
+            ([(header::CONTENT_TYPE, mail.form.content_type())], mail.content).into_response()
+        }
         None => (StatusCode::NOT_FOUND, "no such message\n").into_response(),
+    }
+}
+
+async fn attachment(
+    State(inbox): State<Arc<Inbox>>,
+    Path((number, attachment)): Path<(u64, usize)>,
+) -> Response {
+    let mail = inbox.mails().into_iter().find(|mail| mail.number == number);
+    let stored = mail.and_then(|mail| mail.stored);
+    match stored.as_ref().and_then(|stored| stored.attachments.get(attachment)) {
+        // Never as a page of our own.
+        Some(attachment) => (
+            [
+                (header::CONTENT_TYPE, "application/octet-stream"),
+                (header::CONTENT_DISPOSITION, "attachment"),
+                (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            ],
+            attachment.content.clone(),
+        )
+            .into_response(),
+        None => (StatusCode::NOT_FOUND, "no such attachment\n").into_response(),
     }
 }
 

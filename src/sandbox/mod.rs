@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::sandbox::inbox::Inbox;
 use crate::shutdown::Shutdown;
 
+pub mod graph;
 pub mod inbox;
 pub mod upstream;
 
@@ -50,7 +51,11 @@ impl Sandbox {
         let inbox_address = api.local_addr()?;
         let server = upstream::Upstream { inbox: Arc::clone(&inbox), slow, world: world.clone() };
         world.tasks.spawn(server.listen(upstream));
-        world.tasks.spawn(inbox::serve(api, Arc::clone(&inbox), world.token.clone()));
+        world.tasks.spawn(inbox::serve(
+            api,
+            inbox::router(Arc::clone(&inbox)),
+            world.token.clone(),
+        ));
 
         let text = configuration(wanted, upstream_address, folder);
         let loaded = config::parse(&text, "sandbox.toml")
