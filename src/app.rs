@@ -20,8 +20,10 @@ use crate::delivery::reports::House;
 use crate::envelope::Intake;
 use crate::listener::{self, slots};
 use crate::metrics::Metrics;
+use crate::outcome::Cause;
 use crate::policy::{Names, Policy};
 use crate::provider::Provider;
+use crate::provider::graph::GraphProvider;
 use crate::provider::smtp::SmtpProvider;
 use crate::shutdown::Shutdown;
 use crate::smtp::reply;
@@ -32,6 +34,12 @@ use crate::telemetry;
 const OTHER_DESCRIPTORS: u64 = 256 + admin::socket::PLACES as u64 + admin::socket::OPERATORS as u64;
 /// How long the end waits for who has half a request open.
 const ADMIN_GRACE: std::time::Duration = std::time::Duration::from_secs(1);
+/// How long the start waits for a first token, so that the first client is told the right size.
+const FIRST_TOKEN: std::time::Duration = std::time::Duration::from_secs(3);
+/// Between two questions for a token, as long as there is none.
+const RIGHTS_RETRY: std::time::Duration = std::time::Duration::from_secs(5);
+/// Why larger messages are refused.
+const WITHOUT_DRAFTS: &str = "to send larger ones by Microsoft 365, grant the gateway Mail.ReadWrite and see that large_messages is not off";
 
 /// A running gateway.
 pub struct App {
@@ -80,7 +88,7 @@ impl App {
         let admin_socket = bind_admin(config.admin.bind).await?;
         let admin = admin_socket.local_addr().map_err(StartError::System)?;
 
-        let provider = provider(&config)?;
+        let Outlet { provider, graph } = provider(&config, &metrics)?;
         let (spool, report) = Log::open(&config.spool).await.map_err(StartError::Spool)?;
         let spool = Arc::new(spool);
         // Behind the lock of the spool: of two daemons the second is told by that.
@@ -89,6 +97,11 @@ impl App {
         metrics.spool_damaged.inc_by(report.damaged.len() as u64);
 
         let (intake_is, intake) = watch::channel(intake(&config));
+        if let Some(graph) = &graph {
+            let learn = learn_rights(graph, &intake_is, config.limits.message_size);
+            // Without a token nothing is known, and the start goes on.
+            drop(tokio::time::timeout(FIRST_TOKEN, learn).await);
+        }
         let (trouble_is, trouble) = watch::channel(None);
         let (accepted_is, accepted) = mpsc::unbounded_channel();
         let (operator, requests) = operator::channel();
@@ -158,12 +171,14 @@ impl App {
         for bound in bound {
             acceptance.tasks.spawn(listener::listen(bound, Arc::clone(&shared)));
         }
-        // The state that the listener reads stays as it is until a reload can change it; its sender lives with a task
-        // that ends with acceptance.
         let stop = acceptance.token.clone();
+        let most = config.limits.message_size;
         acceptance.tasks.spawn(async move {
-            stop.cancelled().await;
-            drop(intake_is);
+            // Nothing is lost when it is dropped: it ends with acceptance.
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = follow_rights(graph, intake_is, most) => {}
+            }
         });
         Ok(Self {
             smtp,
@@ -285,6 +300,10 @@ fn facts(config: &Config, bound: &[listener::Bound], admin: SocketAddr) -> admin
             let sender = section.sender.as_ref().map(|sender| sender.as_str().to_owned());
             ("smtp", Some(server.clone()), sender.unwrap_or(server))
         }
+        config::Provider::Microsoft365(section) => {
+            let sender = section.sender.as_str().to_owned();
+            ("microsoft365", Some(section.graph.clone()), sender)
+        }
     };
     let smtp = bound.iter().map(|bound| format!("smtp {}", bound.name));
     let http = [format!("http {admin}"), format!("http unix:{}", config.admin.socket.display())];
@@ -296,9 +315,11 @@ fn facts(config: &Config, bound: &[listener::Bound], admin: SocketAddr) -> admin
 fn intake(config: &Config) -> Intake {
     let refusal = match &config.provider {
         config::Provider::None { on_mail: OnMail::Reject } => Some(reply::no_provider()),
-        config::Provider::None { on_mail: OnMail::Hold } | config::Provider::Smtp(_) => None,
+        config::Provider::None { on_mail: OnMail::Hold }
+        | config::Provider::Smtp(_)
+        | config::Provider::Microsoft365(_) => None,
     };
-    Intake { refusal, max_size: config.limits.message_size }
+    Intake { refusal, max_size: config.limits.message_size, why: None }
 }
 
 /// Who readers see as the sender.
@@ -308,24 +329,85 @@ fn policy(config: &Config) -> Policy {
         config::Provider::Smtp(section) => {
             (section.sender.as_ref(), section.sender_name.as_deref())
         }
+        config::Provider::Microsoft365(section) => {
+            (Some(&section.sender), section.sender_name.as_deref())
+        }
     };
-    Policy::new(&config.sender, sender, name, Names::AsTheyAre)
+    let names = match &config.provider {
+        config::Provider::None { .. } | config::Provider::Smtp(_) => Names::AsTheyAre,
+        config::Provider::Microsoft365(_) => Names::WithoutAt,
+    };
+    Policy::new(&config.sender, sender, name, names)
 }
 
-fn provider(config: &Config) -> Result<Option<Arc<dyn Provider>>, StartError> {
+/// The provider as its kind is, where something of that kind matters beside deliveries.
+struct Outlet {
+    provider: Option<Arc<dyn Provider>>,
+    graph: Option<Arc<GraphProvider>>,
+}
+
+fn provider(config: &Config, metrics: &Arc<Metrics>) -> Result<Outlet, StartError> {
     Ok(match &config.provider {
-        config::Provider::None { .. } => None,
+        config::Provider::None { .. } => Outlet { provider: None, graph: None },
         config::Provider::Smtp(section) => {
-            let provider = SmtpProvider::new(section, config.hostname.to_string());
-            Some(Arc::new(provider.map_err(StartError::System)?))
+            let provider = SmtpProvider::new(section, config.hostname.to_string(), metrics);
+            let provider = provider.map_err(StartError::System)?;
+            Outlet { provider: Some(Arc::new(provider)), graph: None }
+        }
+        config::Provider::Microsoft365(section) => {
+            let graph = GraphProvider::new(section, Arc::clone(metrics));
+            let graph = Arc::new(graph.map_err(StartError::System)?);
+            let provider: Arc<dyn Provider> = Arc::clone(&graph) as Arc<dyn Provider>;
+            Outlet { provider: Some(provider), graph: Some(graph) }
         }
     })
+}
+
+/// Keeps the size of what is accepted at what there is a way for. Where a token is not to be had, nothing is known, and
+/// what is accepted waits with the rest.
+async fn follow_rights(
+    graph: Option<Arc<GraphProvider>>,
+    intake: watch::Sender<Intake>,
+    most: u64,
+) {
+    // Of other providers the state that the listener reads stays as it is until a reload can change it.
+    let Some(graph) = graph else { return std::future::pending().await };
+    let mut roles = graph.roles();
+    loop {
+        match learn_rights(&graph, &intake, most).await {
+            Ok(()) if roles.changed().await.is_ok() => {}
+            Ok(()) => return,
+            Err(_no_token) => tokio::time::sleep(RIGHTS_RETRY).await,
+        }
+    }
+}
+
+/// The error says why there is no token.
+async fn learn_rights(
+    graph: &GraphProvider,
+    intake: &watch::Sender<Intake>,
+    most: u64,
+) -> Result<(), Cause> {
+    let largest = graph.largest().await?;
+    let why = largest.filter(|largest| *largest < most).map(|_| WITHOUT_DRAFTS);
+    let max_size = largest.map_or(most, |largest| largest.min(most));
+    intake.send_if_modified(|intake| {
+        let is_new = (intake.max_size, intake.why) != (max_size, why);
+        (intake.max_size, intake.why) = (max_size, why);
+        is_new
+    });
+    Ok(())
 }
 
 /// What the gateway's own letters are written with.
 fn house(config: &Config) -> House {
     let (sender, server) = match &config.provider {
         config::Provider::Smtp(section) => (section.sender.clone(), Some(section.server.clone())),
+        config::Provider::Microsoft365(section) => {
+            let host =
+                section.graph.split_once("://").map_or(section.graph.as_str(), |(_, host)| host);
+            (Some(section.sender.clone()), Some(host.to_owned()))
+        }
         config::Provider::None { .. } => (None, None),
     };
     House {
@@ -346,6 +428,10 @@ fn concurrency(config: &Config) -> usize {
                 .sender
                 .as_ref()
                 .and_then(|sender| throttle.mailbox_concurrency.get(sender.as_str()));
+            named.copied().unwrap_or(throttle.concurrency)
+        }
+        config::Provider::Microsoft365(section) => {
+            let named = throttle.mailbox_concurrency.get(section.sender.as_str());
             named.copied().unwrap_or(throttle.concurrency)
         }
         config::Provider::None { .. } => throttle.concurrency,

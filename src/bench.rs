@@ -24,6 +24,7 @@ impl SmtpSession {
         let settings = Settings {
             hostname: "relay.test".to_owned(),
             max_size: u64::MAX,
+            size_why: None,
             max_recipients: 1000,
             bare_newline: BareNewline::Normalize,
             errors: 10,

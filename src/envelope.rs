@@ -224,6 +224,8 @@ pub struct Intake {
     pub refusal: Option<Reply>,
     /// The largest message, in octets.
     pub max_size: u64,
+    /// Why it is no larger, where the provider has no way for more.
+    pub why: Option<&'static str>,
 }
 
 /// A stored content: read as a stream, never held whole when it is large.

@@ -43,6 +43,10 @@ pub struct Metrics {
     pub spool_damaged: IntCounter,
     pub provider_open: IntGauge,
     pub last_success: Gauge,
+    pub losses: IntCounterVec,
+    pub token_fetches: IntCounterVec,
+    pub token_expiry: Gauge,
+    pub credential_expiry: Gauge,
     pub log_lines_lost: IntCounter,
     process: Process,
 }
@@ -283,6 +287,28 @@ impl Metrics {
                 "last_success_timestamp_seconds",
                 "When the provider last took a message, in seconds since 1970; 0 before the first."
             ),
+            losses: metric!(
+                IntCounterVec,
+                "message_losses_total",
+                "What messages lost on their way through Microsoft 365, by kind.",
+                ["kind"]
+            ),
+            token_fetches: metric!(
+                IntCounterVec,
+                "token_fetches_total",
+                "Tokens asked for, by result (fetched, refused, or failed for now).",
+                ["result"]
+            ),
+            token_expiry: metric!(
+                Gauge,
+                "token_expiry_timestamp_seconds",
+                "When the newest token ends, in seconds since 1970; 0 before the first."
+            ),
+            credential_expiry: metric!(
+                Gauge,
+                "credential_expiry_timestamp_seconds",
+                "When the certificate that tokens are asked for with ends, in seconds since 1970; 0 without one."
+            ),
             log_lines_lost: metric!(
                 IntCounter,
                 "log_lines_lost_total",
@@ -338,6 +364,12 @@ impl Metrics {
         }
         for kind in ["failure", "delay", "relayed", "digest", "notice"] {
             metrics.reports.with_label_values(&[kind]);
+        }
+        for kind in ["header", "recipient", "part", "signature", "invitation", "text", "copy"] {
+            metrics.losses.with_label_values(&[kind]);
+        }
+        for result in ["fetched", "refused", "failed"] {
+            metrics.token_fetches.with_label_values(&[result]);
         }
         for state in ["queued", "held", "failed"] {
             metrics.queue.with_label_values(&[state]);

@@ -117,9 +117,16 @@ pub fn verdict(stage: Stage, reply: &Reply, case: Case) -> Outcome {
             Scope::Provider
         }
         Stage::Rcpt => Scope::Recipient,
-        Stage::Mail | Stage::Data | Stage::Content | Stage::EndOfData | Stage::Local => {
-            Scope::Message
-        }
+        // Those of Graph are judged by its own table.
+        Stage::Mail
+        | Stage::Data
+        | Stage::Content
+        | Stage::EndOfData
+        | Stage::SendMail
+        | Stage::Draft
+        | Stage::Upload
+        | Stage::Send
+        | Stage::Local => Scope::Message,
     };
     let before_mail = narrow == Scope::Provider;
     let cause = |scope| Cause { status: reply.enhanced, ..Cause::new(scope, stage, reply) };
@@ -289,12 +296,20 @@ pub enum Stage {
     /// While the content was being sent, before the final dot.
     Content,
     EndOfData,
+    /// Graph: the one request that carries the message.
+    SendMail,
+    /// Graph: making a draft of the message.
+    Draft,
+    /// Graph: giving a large attachment to the draft.
+    Upload,
+    /// Graph: sending the draft.
+    Send,
     /// Within mailsluice: the remote was not asked.
     Local,
 }
 
 impl Stage {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::Connect,
         Self::Greeting,
         Self::Ehlo,
@@ -305,6 +320,10 @@ impl Stage {
         Self::Data,
         Self::Content,
         Self::EndOfData,
+        Self::SendMail,
+        Self::Draft,
+        Self::Upload,
+        Self::Send,
         Self::Local,
     ];
 
@@ -320,8 +339,17 @@ impl Stage {
             Self::Data => "data",
             Self::Content => "content",
             Self::EndOfData => "end_of_data",
+            Self::SendMail => "send_mail",
+            Self::Draft => "draft",
+            Self::Upload => "upload",
+            Self::Send => "send",
             Self::Local => "local",
         }
+    }
+
+    /// Whether Graph was asked about a message by then.
+    pub fn is_graph(self) -> bool {
+        (Self::SendMail..=Self::Send).contains(&self)
     }
 
     /// The reverse of [`Stage::label`], for what is read back from disk.

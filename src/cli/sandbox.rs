@@ -295,7 +295,8 @@ impl Message {
             data_timeout: PATIENCE,
             final_timeout: PATIENCE,
         };
-        let client = SmtpProvider::new(&section, "app.sandbox.mailsluice.test".to_owned());
+        let hostname = "app.sandbox.mailsluice.test".to_owned();
+        let client = SmtpProvider::new(&section, hostname, &Arc::new(Metrics::new()));
         let client = client.map_err(|error| error.to_string())?;
         let mut filter = HeaderFilter::new();
         filter.pass(&self.content);
@@ -327,6 +328,7 @@ impl Message {
         let submission = Submission {
             reverse_path: envelope.reverse_path.clone(),
             part: part.clone(),
+            doubtful: Vec::new(),
             message: outgoing::Message::stored(&envelope, &body),
             envelope: Arc::new(envelope),
         };

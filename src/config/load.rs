@@ -15,12 +15,13 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::config::keys::{self, Key};
+use crate::config::oauth::{self, Variables};
 use crate::config::problem::{Findings, Problem, Problems, shown};
 use crate::config::value::{self, Value};
 use crate::config::{
     Admin, Bind, Bounce, BounceTo, Config, InDoubt, Limits, Listener, Log, LogFormat, LogLevel,
-    Login, OnMail, Pattern, Provider, Rate, Retry, Security, Sender, SenderPolicy, SmtpProvider,
-    Spool, Throttle, validate,
+    Login, OnMail, Pattern, Proof, Provider, Rate, Retry, Secret, Security, Sender, SenderPolicy,
+    SmtpProvider, Spool, Throttle, validate,
 };
 use crate::smtp::address::{Charset, Domain, Mailbox};
 use crate::smtp::data::BareNewline;
@@ -45,6 +46,7 @@ pub(super) struct Surroundings {
     /// The permissions of the file, where it is one.
     pub(super) mode: Option<u32>,
     pub(super) secrets: Secrets,
+    pub(super) variables: Variables,
 }
 
 /// What becomes of secrets that stand elsewhere.
@@ -61,7 +63,8 @@ pub enum Secrets {
 impl Surroundings {
     fn of_this_system() -> Self {
         let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        Self { hostname, mode: None, secrets: Secrets::Read }
+        let variables = Variables::of_this_process();
+        Self { hostname, mode: None, secrets: Secrets::Read, variables }
     }
 }
 
@@ -137,6 +140,7 @@ pub(super) fn parse_in(
     let mut file = Tables::read(table.get_ref(), &mut findings);
     read_secrets(&mut file.provider, surroundings, &mut findings);
     validate::check(&file, &mut findings);
+    oauth::check(&file, surroundings, &mut findings);
     match findings.in_words(text) {
         (problems, warnings) if problems.is_empty() => {
             Ok(Loaded { config: file.config(surroundings), warnings })
@@ -264,7 +268,7 @@ impl Tables {
             [] => &default_listener[..],
             written => written,
         };
-        let provider = self.provider();
+        let provider = self.provider(surroundings);
         let (lane, over_all) = default_concurrency(&provider);
         Config {
             hostname: match self.root.value("hostname") {
@@ -379,7 +383,7 @@ impl Tables {
         }
     }
 
-    fn provider(&self) -> Provider {
+    fn provider(&self, surroundings: &Surroundings) -> Provider {
         let provider = &self.provider;
         match provider.value("kind") {
             Some(Value::Text(kind)) if kind == keys::SMTP => {
@@ -390,7 +394,7 @@ impl Tables {
                         "tls" => Security::Tls,
                         _ => Security::StartTls,
                     },
-                    login: self.login(),
+                    login: self.login(surroundings),
                     ca_file: match provider.value("ca_file") {
                         Some(Value::Path(path)) => Some(path),
                         _ => None,
@@ -408,6 +412,9 @@ impl Tables {
                     final_timeout: provider.duration("final_timeout"),
                 }))
             }
+            Some(Value::Text(kind)) if kind == keys::MICROSOFT365 => {
+                Provider::Microsoft365(Box::new(self.microsoft365(surroundings)))
+            }
             _ => Provider::None {
                 on_mail: match provider.text("on_mail").as_str() {
                     "hold" => OnMail::Hold,
@@ -417,19 +424,19 @@ impl Tables {
         }
     }
 
-    fn login(&self) -> Option<Login> {
+    fn login(&self, surroundings: &Surroundings) -> Option<Login> {
         let provider = &self.provider;
-        let forms = keys::SECRET_FORMS.map(|form| provider.value(&format!("password{form}")));
-        let password = forms.into_iter().flatten().find_map(|value| match value {
-            Value::Secret(secret) => Some(secret),
-            _ => None,
-        })?;
+        let proof = match provider.text("auth").as_str() {
+            "password" => Proof::Password(provider.secret("password")?),
+            "xoauth2" => Proof::Token(self.app(oauth::Of::Smtp, surroundings)),
+            _ => return None,
+        };
         let sender = || provider.mailbox("sender").map(|sender| sender.as_str().to_owned());
         let username = match provider.value("username") {
             Some(Value::Text(username)) => username,
             _ => sender()?,
         };
-        (provider.text("auth") == "password").then_some(Login { username, password })
+        Some(Login { username, proof })
     }
 
     fn mailbox_concurrency(&self) -> BTreeMap<String, usize> {
@@ -452,6 +459,7 @@ fn hostname_of(surroundings: &Surroundings) -> Domain {
 fn default_concurrency(provider: &Provider) -> (usize, usize) {
     let server = match provider {
         Provider::Smtp(smtp) => smtp.server.as_str(),
+        Provider::Microsoft365(_) => return keys::GRAPH_CONCURRENCY,
         Provider::None { .. } => "",
     };
     let [(_, lane, over_all), named @ ..] = keys::CONCURRENCY;
@@ -725,11 +733,11 @@ impl Section {
         })
     }
 
-    fn count(&self, name: &str) -> usize {
+    pub(super) fn count(&self, name: &str) -> usize {
         usize::try_from(self.integer(name)).unwrap_or(usize::MAX)
     }
 
-    fn count_or(&self, name: &str, default: usize) -> usize {
+    pub(super) fn count_or(&self, name: &str, default: usize) -> usize {
         self.find(name).map_or(default, |_| self.count(name))
     }
 
@@ -740,7 +748,7 @@ impl Section {
         })
     }
 
-    fn duration(&self, name: &str) -> Duration {
+    pub(super) fn duration(&self, name: &str) -> Duration {
         self.take(name, |value| match value {
             Value::Duration(duration) => Some(duration),
             _ => None,
@@ -754,21 +762,30 @@ impl Section {
         })
     }
 
-    fn text(&self, name: &str) -> String {
+    pub(super) fn text(&self, name: &str) -> String {
         self.take(name, |value| match value {
             Value::Text(text) => Some(text),
             _ => None,
         })
     }
 
-    fn mailbox(&self, name: &str) -> Option<Mailbox> {
+    pub(super) fn mailbox(&self, name: &str) -> Option<Mailbox> {
         match self.value(name) {
             Some(Value::Mailbox(mailbox)) => Some(mailbox),
             _ => None,
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// In whichever form it is written.
+    pub(super) fn secret(&self, name: &str) -> Option<Secret> {
+        let forms = keys::SECRET_FORMS.iter().map(|form| self.value(&format!("{name}{form}")));
+        forms.flatten().find_map(|value| match value {
+            Value::Secret(secret) => Some(secret),
+            _ => None,
+        })
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.take(name, |value| match value {
             Value::Path(path) => Some(path),
             _ => None,
@@ -782,7 +799,7 @@ impl Section {
         })
     }
 
-    fn flag(&self, name: &str) -> bool {
+    pub(super) fn flag(&self, name: &str) -> bool {
         self.take(name, |value| match value {
             Value::Flag(flag) => Some(flag),
             _ => None,

@@ -7,6 +7,7 @@
 mod certificates;
 mod keys;
 mod load;
+mod oauth;
 mod pattern;
 mod problem;
 mod secret;
@@ -25,7 +26,7 @@ use ipnet::IpNet;
 use crate::smtp::address::{Domain, Mailbox};
 use crate::smtp::data::BareNewline;
 
-pub use certificates::roots;
+pub use certificates::{Pair, not_after, pair, roots};
 pub use keys::{Available, Key, Type, Unwritten, keys, reference};
 pub use load::{Loaded, Secrets, load, parse};
 pub use pattern::Pattern;
@@ -110,6 +111,7 @@ pub enum SenderPolicy {
 pub enum Provider {
     None { on_mail: OnMail },
     Smtp(Box<SmtpProvider>),
+    Microsoft365(Box<Microsoft365>),
 }
 
 /// What happens to mail while there is no provider.
@@ -173,7 +175,100 @@ pub enum Security {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Login {
     pub username: String,
-    pub password: Secret,
+    pub proof: Proof,
+}
+
+/// What shows that a login is ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proof {
+    Password(Secret),
+    /// A token of this application (XOAUTH2).
+    Token(App),
+}
+
+/// A Microsoft 365 tenant, reached by Microsoft Graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Microsoft365 {
+    pub app: App,
+    /// Root URL of Graph, without a slash at its end.
+    pub graph: String,
+    /// Whose mailbox sends.
+    pub sender: Mailbox,
+    /// The display name where a message has none.
+    pub sender_name: Option<String>,
+    pub save_to_sent_items: bool,
+    pub format: Format,
+    pub large_messages: LargeMessages,
+    /// Recipients per request.
+    pub max_recipients: usize,
+    /// Root certificates beside the system's, PEM.
+    pub ca_file: Option<PathBuf>,
+    pub connect_timeout: Duration,
+    pub command_timeout: Duration,
+    pub data_timeout: Duration,
+    pub final_timeout: Duration,
+}
+
+/// The form of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// JSON, or MIME where JSON would lose something.
+    Auto,
+    Json,
+    Mime,
+}
+
+/// Whether messages that do not fit into one request are sent by draft and upload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LargeMessages {
+    /// Where the token shows the right to do so.
+    Auto,
+    On,
+    Off,
+}
+
+/// Who fetches tokens, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct App {
+    /// Empty for a managed identity, which does not need it.
+    pub tenant_id: String,
+    /// Empty for the managed identity of the machine itself.
+    pub client_id: String,
+    pub credential: Credential,
+    /// Root URL of where tokens are fetched, without a slash at its end.
+    pub login: String,
+    /// What a token is for: `<root>/.default`.
+    pub scope: String,
+    pub cloud: Cloud,
+}
+
+/// How the application proves who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    Secret {
+        secret: Secret,
+        /// Tried when the first is refused.
+        next: Option<Secret>,
+    },
+    /// Both in PEM.
+    Certificate { certificate: PathBuf, private_key: PathBuf },
+    /// The token of another authority (Kubernetes), in a file that changes.
+    WorkloadIdentity { token_file: PathBuf },
+    /// The machine's own (Azure).
+    ManagedIdentity,
+}
+
+/// A national cloud. Tokens of one are of no use in another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cloud {
+    /// With GCC.
+    Global,
+    /// L4, GCC High.
+    UsGov,
+    /// L5, DoD.
+    UsGovDod,
+    /// Operated by 21Vianet.
+    China,
 }
 
 #[derive(Clone, Debug, PartialEq)]

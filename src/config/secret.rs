@@ -22,7 +22,7 @@ pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Err says what is wrong with it.
-    pub(super) fn new(text: String) -> Result<Self, &'static str> {
+    pub fn new(text: String) -> Result<Self, &'static str> {
         let text = Zeroizing::new(text);
         match text.as_str() {
             "" => Err("is empty"),
@@ -33,19 +33,7 @@ impl Secret {
 
     /// From a file; the end of its line is not part of it.
     pub(super) fn of_file(path: &Path) -> Result<Self, String> {
-        let mut text = Zeroizing::new(String::new());
-        let unreadable = |error| format!("cannot be read: {error}");
-        let file = File::open(path).map_err(unreadable)?;
-        let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
-        if mode & 0o007 != 0 {
-            return Err(format!(
-                "anybody can read or change (mode {mode:04o}): run chmod 600 on it"
-            ));
-        }
-        let len = file.take(MAX + 1).read_to_string(&mut text).map_err(unreadable)?;
-        if len as u64 > MAX {
-            return Err("is longer than 64 KiB".to_owned());
-        }
+        let text = private_text(path)?;
         // Editors on Windows write one.
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         let line = text.strip_suffix('\n').unwrap_or(text);
@@ -73,6 +61,11 @@ impl Secret {
         }
     }
 
+    /// Stands for one that whoever only looks has not read.
+    pub(super) fn unread() -> Self {
+        Self(Zeroizing::default())
+    }
+
     #[cfg(test)]
     pub(crate) fn for_tests(text: &str) -> Self {
         Self::new(text.to_owned()).expect("one line of text")
@@ -80,6 +73,22 @@ impl Secret {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// The text of a file that is not for everybody.
+pub(super) fn private_text(path: &Path) -> Result<Zeroizing<String>, String> {
+    let mut text = Zeroizing::new(String::new());
+    let unreadable = |error| format!("cannot be read: {error}");
+    let file = File::open(path).map_err(unreadable)?;
+    let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
+    if mode & 0o007 != 0 {
+        return Err(format!("anybody can read or change (mode {mode:04o}): run chmod 600 on it"));
+    }
+    let len = file.take(MAX + 1).read_to_string(&mut text).map_err(unreadable)?;
+    match len as u64 > MAX {
+        true => Err("is longer than 64 KiB".to_owned()),
+        false => Ok(text),
     }
 }
 

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use crate::config::keys::{self, Available, Unwritten, keys, reference};
 use crate::config::load::{Surroundings, load, parse_bytes, parse_in};
+use crate::config::oauth::Variables;
 use crate::config::{
-    Bind, Config, InDoubt, LogFormat, LogLevel, OnMail, Problem, Problems, Provider, Rate, Secrets,
-    SenderPolicy, value,
+    App, Bind, Config, Credential, Format, InDoubt, LargeMessages, LogFormat, LogLevel,
+    Microsoft365, OnMail, Problem, Problems, Proof, Provider, Rate, Secrets, SenderPolicy, value,
 };
 use crate::smtp::data::BareNewline;
 
@@ -18,7 +19,12 @@ const UPSTREAM: &str = "[sender]\npolicy = \"preserve\"\n[provider]\nkind = \"sm
                         server = \"127.0.0.1\"\nsecurity = \"none\"\nauth = \"none\"\n";
 
 fn surroundings() -> Surroundings {
-    Surroundings { hostname: "box.example.net".to_owned(), mode: None, secrets: Secrets::Read }
+    Surroundings {
+        hostname: "box.example.net".to_owned(),
+        mode: None,
+        secrets: Secrets::Read,
+        variables: Variables::default(),
+    }
 }
 
 #[track_caller]
@@ -52,7 +58,7 @@ fn networks(listener_keys: &str) -> Vec<String> {
 fn upstream(config: &Config) -> &crate::config::SmtpProvider {
     match &config.provider {
         Provider::Smtp(smtp) => smtp,
-        Provider::None { .. } => panic!("there is a provider"),
+        other => panic!("another provider: {other:?}"),
     }
 }
 
@@ -473,7 +479,10 @@ fn secrets_are_read_by_who_needs_them_and_never_from_what_anybody_can_read() {
     let password = || {
         let loaded = load(&config, Secrets::Read)?;
         let Provider::Smtp(smtp) = &loaded.config.provider else { panic!("no provider") };
-        Ok::<_, Problems>(smtp.login.as_ref().unwrap().password.as_str().to_owned())
+        match &smtp.login.as_ref().unwrap().proof {
+            Proof::Password(password) => Ok::<_, Problems>(password.as_str().to_owned()),
+            Proof::Token(_) => panic!("no password"),
+        }
     };
     let refused = || password().unwrap_err().to_string();
     for text in ["p w", "p w\n", "p w\r\n", "\u{feff}p w\n"] {
@@ -514,4 +523,205 @@ fn a_port_that_usually_wants_another_security_is_warned_of() {
     };
     assert!(warned("starttls", 465) && warned("tls", 587) && warned("tls", 25));
     assert!(!warned("tls", 465) && !warned("starttls", 587) && !warned("none", 25));
+}
+
+const GRAPH: &str = "[provider]\nkind = \"microsoft365\"\nsender = \"reports@contoso.com\"\n\
+                     tenant_id = \"contoso.com\"\nclient_id = \"11111111-2222\"\n\
+                     client_secret = \"hunter2\"\n";
+
+const XOAUTH2: &str = "[provider]\nkind = \"smtp\"\nserver = \"smtp.office365.com\"\n\
+                       sender = \"reports@contoso.com\"\nauth = \"xoauth2\"\n\
+                       tenant_id = \"contoso.com\"\nclient_id = \"11111111-2222\"\n\
+                       client_secret = \"hunter2\"\n";
+
+fn graph(config: Config) -> Microsoft365 {
+    match config.provider {
+        Provider::Microsoft365(graph) => *graph,
+        other => panic!("another provider: {other:?}"),
+    }
+}
+
+fn app(config: &Config) -> &App {
+    match &upstream(config).login.as_ref().unwrap().proof {
+        Proof::Token(app) => app,
+        Proof::Password(_) => panic!("a password"),
+    }
+}
+
+fn with_variables(text: &str, variables: Variables) -> Config {
+    let surroundings = Surroundings { variables, ..surroundings() };
+    parse_in(text, "config.toml", &surroundings).unwrap().config
+}
+
+#[test]
+fn microsoft365_has_its_defaults() {
+    let config = taken(GRAPH);
+    let throttle = &config.throttle;
+    assert_eq!((throttle.concurrency, throttle.provider_concurrency), (4, 4));
+    let graph = graph(config);
+    assert_eq!(graph.graph, "https://graph.microsoft.com");
+    assert_eq!((graph.format, graph.large_messages), (Format::Auto, LargeMessages::Auto));
+    assert_eq!((graph.max_recipients, graph.save_to_sent_items), (500, false));
+    assert_eq!((graph.sender.as_str(), graph.sender_name), ("reports@contoso.com", None));
+    assert_eq!(graph.final_timeout, Duration::from_secs(600));
+    let app = graph.app;
+    assert_eq!(app.login, "https://login.microsoftonline.com");
+    assert_eq!(app.scope, "https://graph.microsoft.com/.default");
+    assert_eq!((app.tenant_id.as_str(), app.client_id.as_str()), ("contoso.com", "11111111-2222"));
+    let Credential::Secret { secret, next: None } = &app.credential else { panic!("{app:?}") };
+    assert_eq!(secret.as_str(), "hunter2");
+    assert!(!format!("{app:?}").contains("hunter2"));
+}
+
+#[test]
+fn each_cloud_has_its_endpoints_and_its_scopes() {
+    for (cloud, login, root, outlook) in [
+        ("global", "login.microsoftonline.com", "graph.microsoft.com", "outlook.office365.com"),
+        ("us-gov", "login.microsoftonline.us", "graph.microsoft.us", "outlook.office365.us"),
+        (
+            "us-gov-dod",
+            "login.microsoftonline.us",
+            "dod-graph.microsoft.us",
+            "outlook-dod.office365.us",
+        ),
+        (
+            "china",
+            "login.chinacloudapi.cn",
+            "microsoftgraph.chinacloudapi.cn",
+            "partner.outlook.cn",
+        ),
+    ] {
+        let graph = graph(taken(&format!("{GRAPH}cloud = \"{cloud}\"\n")));
+        assert_eq!(graph.graph, format!("https://{root}"));
+        assert_eq!(graph.app.login, format!("https://{login}"));
+        assert_eq!(graph.app.scope, format!("https://{root}/.default"));
+        let config = taken(&format!("{XOAUTH2}cloud = \"{cloud}\"\n"));
+        assert_eq!(app(&config).login, format!("https://{login}"));
+        assert_eq!(app(&config).scope, format!("https://{outlook}/.default"));
+        assert_eq!(upstream(&config).login.as_ref().unwrap().username, "reports@contoso.com");
+    }
+}
+
+#[test]
+fn endpoints_are_by_key_then_cloud_then_variable() {
+    let variables = || Variables {
+        authority_host: Some("https://login.example.com/".to_owned()),
+        graph_endpoint: Some("http://127.0.0.1:8025".to_owned()),
+        ..Variables::default()
+    };
+    let ends = |text: &str| {
+        let graph = graph(with_variables(text, variables()));
+        (graph.app.login, graph.graph, graph.app.scope)
+    };
+    let owned = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
+    assert_eq!(
+        ends(GRAPH),
+        owned(
+            "https://login.example.com",
+            "http://127.0.0.1:8025",
+            "http://127.0.0.1:8025/.default"
+        )
+    );
+    assert_eq!(
+        ends(&format!("{GRAPH}cloud = \"global\"\n")),
+        owned(
+            "https://login.microsoftonline.com",
+            "https://graph.microsoft.com",
+            "https://graph.microsoft.com/.default"
+        )
+    );
+    let both = "endpoints = { login = \"http://[::1]:1//\", graph = \"https://g.example/x/\" }\n";
+    assert_eq!(
+        ends(&format!("{GRAPH}cloud = \"china\"\n{both}")),
+        owned("http://[::1]:1", "https://g.example/x", "https://g.example/x/.default")
+    );
+    let unsafe_one = Variables {
+        authority_host: Some("http://login.example.com".to_owned()),
+        ..Variables::default()
+    };
+    let surroundings = Surroundings { variables: unsafe_one, ..surroundings() };
+    let problems = parse_in(GRAPH, "config.toml", &surroundings).unwrap_err().to_string();
+    assert!(problems.contains("the variable AZURE_AUTHORITY_HOST, which is no https URL"));
+    // The cloud is written, so the variable does not count.
+    assert!(parse_in(&format!("{GRAPH}cloud = \"global\"\n"), "c.toml", &surroundings).is_ok());
+}
+
+#[test]
+fn an_identity_that_is_given_needs_little() {
+    let identity = "[provider]\nkind = \"microsoft365\"\nsender = \"reports@contoso.com\"\n";
+    let machine = graph(taken(&format!("{identity}managed_identity = true\n"))).app;
+    assert_eq!(machine.credential, Credential::ManagedIdentity);
+    assert_eq!(machine.login, "http://169.254.169.254");
+    assert_eq!((machine.tenant_id.as_str(), machine.client_id.as_str()), ("", ""));
+    assert_eq!(machine.scope, "https://graph.microsoft.com/.default");
+
+    let variables = Variables {
+        tenant_id: Some("t-1".to_owned()),
+        client_id: Some("c-1".to_owned()),
+        federated_token_file: Some("/var/run/secrets/token".to_owned()),
+        ..Variables::default()
+    };
+    let text = format!("{identity}workload_identity = true\nclient_id = \"c-2\"\n");
+    let workload = graph(with_variables(&text, variables.clone())).app;
+    assert_eq!((workload.tenant_id.as_str(), workload.client_id.as_str()), ("t-1", "c-2"));
+    let token_file = PathBuf::from("/var/run/secrets/token");
+    assert_eq!(workload.credential, Credential::WorkloadIdentity { token_file });
+
+    // Only the gateway itself runs where the variables are.
+    let look = Surroundings { secrets: Secrets::Look, ..surroundings() };
+    let warnings = parse_in(&text, "config.toml", &look).unwrap().warnings;
+    assert!(warnings.iter().any(|it| it.text.contains("AZURE_FEDERATED_TOKEN_FILE")));
+    let relative = Variables { federated_token_file: Some("token".to_owned()), ..variables };
+    let relative = Surroundings { variables: relative, ..surroundings() };
+    let problems = parse_in(&text, "config.toml", &relative).unwrap_err().to_string();
+    assert!(problems.contains("\"token\" is no absolute path"), "{problems}");
+}
+
+#[test]
+fn who_does_without_secrets_reads_no_certificate_either() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("c.toml");
+    let certificate = GRAPH.replace(
+        "client_secret = \"hunter2\"",
+        "certificate = \"/nowhere.pem\"\nprivate_key = \"/nowhere.key\"",
+    );
+    let by_file = GRAPH.replace("client_secret =", "client_secret_file = \"/nowhere\" #");
+    for text in [certificate, by_file] {
+        std::fs::write(&config, text).unwrap();
+        assert!(load(&config, Secrets::Leave).is_ok());
+        assert!(load(&config, Secrets::Read).is_err());
+    }
+}
+
+#[test]
+fn only_roots_of_servers_are_taken_for_urls() {
+    for good in [
+        "https://login.example.com",
+        "https://login.example.com:8443/",
+        "https://proxy.example.com/microsoft",
+        "http://127.0.0.1:8025",
+        "http://LOCALHOST:1",
+        "http://[::1]:8025/",
+    ] {
+        assert!(value::is_root_url(good), "{good}");
+    }
+    for bad in [
+        "",
+        "https://",
+        "login.example.com",
+        "http://login.example.com",
+        "http://127.0.0.1.example.com",
+        "http://localhost@login.example.com",
+        "http://localhost:x@login.example.com",
+        "http://localhost\\@login.example.com",
+        "https://me@login.example.com",
+        "https://login.example.com?x",
+        "https://login.example.com#x",
+        "https://login.example.com/ x",
+        "https://login.\nexample.com",
+        "file:///etc/passwd",
+        "ftp://login.example.com",
+    ] {
+        assert!(!value::is_root_url(bad), "{bad}");
+    }
 }

@@ -188,7 +188,7 @@ fn check_provider(file: &Tables, findings: &mut Findings) {
         Some(Some(Value::Text(kind))) => kind.as_str(),
         Some(_) => return,
         None => {
-            let text = "is missing; write kind = \"smtp\" or \"none\"";
+            let text = "is missing; write kind = \"smtp\", \"microsoft365\" or \"none\"";
             findings.missing(provider_at, &provider.named("kind"), text.to_owned());
             return;
         }
@@ -212,21 +212,22 @@ fn check_provider(file: &Tables, findings: &mut Findings) {
             );
         }
     }
-    // Of a kind that is not there, only the kind is named.
-    check_available(
-        provider,
-        |key| match kind {
-            keys::MICROSOFT365 => key.name() == "kind",
-            _ if xoauth2 => fits(key) && !key.kinds.contains(&keys::XOAUTH2),
-            _ => fits(key),
-        },
-        findings,
-    );
+    check_available(provider, fits, findings);
     match kind {
         keys::SMTP => check_smtp(file, findings),
-        keys::MICROSOFT365 => check_credentials(provider, findings),
+        keys::MICROSOFT365 => check_microsoft365(provider, findings),
         _ => {}
     }
+}
+
+fn check_microsoft365(provider: &Section, findings: &mut Findings) {
+    if provider.find("sender").is_none() {
+        let text = "is missing; write sender = \"reports@example.com\", the mailbox that sends";
+        let at = provider.at.unwrap_or_default();
+        findings.missing(at, &provider.named("sender"), text.to_owned());
+    }
+    check_sender_name(provider, findings);
+    check_roots(provider, findings);
 }
 
 fn check_smtp(file: &Tables, findings: &mut Findings) {
@@ -243,20 +244,9 @@ fn check_smtp(file: &Tables, findings: &mut Findings) {
                     does without";
         findings.missing(at, &provider.named("sender"), text.to_owned());
     }
-    if let Some(Value::Text(name)) = provider.value("sender_name")
-        && name.chars().count() > MAX_SENDER_NAME
-    {
-        let text = format!("is longer than {MAX_SENDER_NAME} characters, which no reader shows");
-        findings.wrong(at_value(provider, "sender_name"), &provider.named("sender_name"), text);
-    }
+    check_sender_name(provider, findings);
     check_login(provider, findings);
-    if let Some(written) = provider.find("ca_file")
-        && let Some(Value::Path(path)) = &written.value
-        && let Err(why) = certificates::roots(path)
-    {
-        let text = format!("is \"{}\", which {why}", path.display());
-        findings.wrong(written.value_at, &provider.named("ca_file"), text);
-    }
+    check_roots(provider, findings);
     let security = provider.find("security").and_then(|security| security.value.as_ref());
     if let (Some(security), Some(Value::Text(server))) = (security, provider.value("server"))
         && security.plain() == Some(keys::NONE)
@@ -265,6 +255,7 @@ fn check_smtp(file: &Tables, findings: &mut Findings) {
         let auth = provider.value("auth");
         let what = match auth.and_then(|auth| auth.plain().map(str::to_owned)).as_deref() {
             Some("none") => "all mail goes",
+            Some("xoauth2") => "all mail and the token go",
             _ => "all mail and the password go",
         };
         findings.warning(
@@ -286,7 +277,26 @@ fn check_smtp(file: &Tables, findings: &mut Findings) {
     }
 }
 
-/// A password, and whose it is; or none of both.
+fn check_sender_name(provider: &Section, findings: &mut Findings) {
+    if let Some(Value::Text(name)) = provider.value("sender_name")
+        && name.chars().count() > MAX_SENDER_NAME
+    {
+        let text = format!("is longer than {MAX_SENDER_NAME} characters, which no reader shows");
+        findings.wrong(at_value(provider, "sender_name"), &provider.named("sender_name"), text);
+    }
+}
+
+fn check_roots(provider: &Section, findings: &mut Findings) {
+    if let Some(written) = provider.find("ca_file")
+        && let Some(Value::Path(path)) = &written.value
+        && let Err(why) = certificates::roots(path)
+    {
+        let text = format!("is \"{}\", which {why}", path.display());
+        findings.wrong(written.value_at, &provider.named("ca_file"), text);
+    }
+}
+
+/// A password, and whose it is; or none of both. What a token needs is checked elsewhere.
 fn check_login(provider: &Section, findings: &mut Findings) {
     let Some(Value::Text(auth)) = provider.value("auth") else { return };
     let at = provider.at.unwrap_or_default();
@@ -298,7 +308,12 @@ fn check_login(provider: &Section, findings: &mut Findings) {
                         or auth = \"none\" for a server that wants no login";
             findings.missing(at, &provider.named("password"), text.to_owned());
         }
-        ("password", Some(_))
+        ("xoauth2", Some(left)) => {
+            let text =
+                "has no effect with auth = \"xoauth2\"; leave it out, or write auth = \"password\"";
+            findings.wrong(left.at, &provider.named(&left.name), text.to_owned());
+        }
+        ("password", Some(_)) | ("xoauth2", None)
             if provider.find("username").is_none() && provider.find("sender").is_none() =>
         {
             let text = "is missing; write username = \"reports@example.com\", or a sender, which \
@@ -313,33 +328,6 @@ fn check_login(provider: &Section, findings: &mut Findings) {
             }
         }
         _ => {}
-    }
-}
-
-/// Exactly one way to prove who we are.
-fn check_credentials(provider: &Section, findings: &mut Findings) {
-    for (one, other) in [("certificate", "private_key"), ("private_key", "certificate")] {
-        if let (Some(written), None) = (provider.find(one), provider.find(other)) {
-            let text = format!("needs `{other}` beside it");
-            findings.missing(written.at, &provider.named(one), text);
-        }
-    }
-    let is_way = |written: &&Written| match written.key.name() {
-        "client_secret" | "certificate" => true,
-        "workload_identity" | "managed_identity" => written.value != Some(Value::Flag(false)),
-        _ => false,
-    };
-    let mut ways: Vec<&Written> = provider.written.iter().filter(is_way).collect();
-    ways.sort_by_key(|written| written.at);
-    ways.dedup_by_key(|written| written.key.path);
-    if let [first, others @ ..] = &ways[..] {
-        for other in others {
-            findings.wrong(
-                other.at,
-                &provider.named(&other.name),
-                format!("is a second way to log in beside `{}`; keep one of them", first.name),
-            );
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! How a value of each type is written, and what to write where it is not.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -160,7 +160,8 @@ pub(super) fn read(key: &Key, value: &DeValue<'_>) -> Result<Value, String> {
         | Type::Address => {
             let DeValue::String(text) = value else { return Err(wrong_type()) };
             string(key.r#type, text).map_err(|why| match key.r#type {
-                Type::Secret | Type::Hash => format!("{why}, write {wanted}"),
+                // A URL may have a login in it.
+                Type::Secret | Type::Hash | Type::Url => format!("{why}, write {wanted}"),
                 _ if why.is_empty() => format!("is {}, write {wanted}", written(value)),
                 _ => format!("is {}: {why}; write {wanted}", written(value)),
             })
@@ -279,9 +280,9 @@ fn string(of: Type, text: &str) -> Result<Value, &'static str> {
             Err(_) => Err(""),
         },
         Type::Path => path(text).map_err(|_why| ""),
-        Type::Url => match url_is_safe(text) {
+        Type::Url => match is_root_url(text) {
             true => Ok(Value::Text(text.to_owned())),
-            false => Err("only https, or http to loopback"),
+            false => Err(NO_ROOT_URL),
         },
         Type::Bind => bind(text).map(Value::Bind),
         Type::Address => {
@@ -447,19 +448,26 @@ fn bind(text: &str) -> Result<Bind, &'static str> {
     text.parse().map(Bind::Tcp).map_err(|_neither| "")
 }
 
-fn url_is_safe(text: &str) -> bool {
-    let host_and_path = |scheme| text.strip_prefix(scheme).filter(|rest: &&str| !rest.is_empty());
-    if host_and_path("https://").is_some() {
-        return true;
+/// What is said of one that is not.
+pub(super) const NO_ROOT_URL: &str =
+    "is no https URL (http only to loopback) without login, query and fragment";
+
+/// Whether this is the root of a server that secrets may be sent to: https, or http to this machine; no login, query
+/// or fragment.
+pub(super) fn is_root_url(text: &str) -> bool {
+    // The parser passes over some of these.
+    if text.contains(|c: char| c.is_control() || c.is_whitespace() || c == '\\') {
+        return false;
     }
-    let authority = host_and_path("http://").and_then(|rest| rest.split('/').next());
-    authority.is_some_and(|authority| {
-        let host = match authority.parse::<SocketAddr>() {
-            Ok(address) => address.ip().to_string(),
-            Err(_) => authority.split(':').next().unwrap_or_default().to_owned(),
-        };
-        is_loopback(&host) || is_loopback(authority.trim_matches(['[', ']']))
-    })
+    let Ok(url) = reqwest::Url::parse(text) else { return false };
+    let host = url.host_str().unwrap_or_default();
+    let is_safe = match url.scheme() {
+        "https" => !host.is_empty(),
+        "http" => is_loopback(host.trim_matches(['[', ']'])),
+        _ => false,
+    };
+    let is_bare = url.username().is_empty() && url.password().is_none();
+    is_safe && is_bare && url.query().is_none() && url.fragment().is_none()
 }
 
 /// Whether a host, by name or address, is this machine.

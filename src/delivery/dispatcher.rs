@@ -618,6 +618,7 @@ impl<'a, S: Spool> Round<'a, S> {
                 envelope: Arc::clone(&envelope),
                 reverse_path: reverse_path.clone(),
                 part,
+                doubtful: self.doubtful(),
                 message: message.clone(),
             };
             self.shared.metrics.attempts.inc();
@@ -733,8 +734,13 @@ impl<'a, S: Spool> Round<'a, S> {
         let (now, random) = (clock::now(), fastrand::f64());
         let causes = || outcomes.iter().filter_map(|(_, outcome)| outcome.cause());
         let wide = causes().find(|cause| cause.scope >= Scope::Sender);
-        // What came before any message was named, or names a time, is no message's doing.
-        let certain = wide.filter(|cause| cause.stage < Stage::Mail || cause.retry_after.is_some());
+        // What came before any message was named, or names a time, is no message's doing; nor is what Graph has against
+        // all of them.
+        let is_certain = |cause: &&Cause| {
+            let of_all = cause.scope == Scope::Provider && cause.stage.is_graph();
+            cause.stage < Stage::Mail || cause.retry_after.is_some() || of_all
+        };
+        let certain = wide.filter(is_certain);
         let suspect = wide.or_else(|| causes().find(|cause| cause.lost));
         let local =
             causes().count() == outcomes.len() && causes().all(|cause| cause.stage == Stage::Local);
@@ -838,6 +844,10 @@ impl<'a, S: Spool> Round<'a, S> {
         if let Some(slot) = self.message.progress.rcpts.get_mut(rcpt) {
             *slot = status;
         }
+    }
+
+    fn doubtful(&self) -> Vec<usize> {
+        self.message.progress.doubtful.iter().filter_map(|it| usize::try_from(*it).ok()).collect()
     }
 
     /// Whether an attempt for the recipient may have reached it.

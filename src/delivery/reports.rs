@@ -629,6 +629,10 @@ fn at(stage: Stage) -> &'static str {
         | Stage::Data
         | Stage::Content
         | Stage::EndOfData
+        | Stage::SendMail
+        | Stage::Draft
+        | Stage::Upload
+        | Stage::Send
         | Stage::Local => stage.label(),
     }
 }
@@ -644,8 +648,8 @@ fn advice(stage: Stage) -> &'static str {
              whether `provider.security` fits its port."
         }
         Stage::Auth => {
-            "see whether user and password are right and the account may log in. Change\n\
-             them in `[provider]` and restart the gateway."
+            "see whether user and password, or the application and its secret, are right\n\
+             and may log in. Change them in `[provider]` and restart the gateway."
         }
         Stage::Greeting
         | Stage::Ehlo
@@ -654,6 +658,10 @@ fn advice(stage: Stage) -> &'static str {
         | Stage::Data
         | Stage::Content
         | Stage::EndOfData
+        | Stage::SendMail
+        | Stage::Draft
+        | Stage::Upload
+        | Stage::Send
         | Stage::Local => {
             "the answer above says what the server objects to. If it makes no sense to\n\
              you, ask who runs that server."

@@ -107,6 +107,7 @@ fn session_settings<S>(shared: &Shared<S>, intake: &Intake) -> Arc<Settings> {
     Arc::new(Settings {
         hostname: shared.hostname.clone(),
         max_size: limits.message_size.min(intake.max_size),
+        size_why: intake.why,
         max_recipients: limits.recipients,
         bare_newline: limits.bare_newline,
         errors: limits.errors_per_session,

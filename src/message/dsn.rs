@@ -339,8 +339,8 @@ fn delivery_status(report: &Report<'_>) -> String {
             field(&mut out, "Remote-MTA", &format!("dns; {}", ascii(remote.as_bytes())));
         }
         // What no server said has a type of its own.
-        let kind =
-            if (Stage::Mail..Stage::Local).contains(&stage) { "smtp" } else { "x-mailsluice" };
+        let is_smtp = (Stage::Mail..=Stage::EndOfData).contains(&stage);
+        let kind = if is_smtp { "smtp" } else { "x-mailsluice" };
         field(&mut out, "Diagnostic-Code", &format!("{kind}; {}", ascii(words.as_bytes())));
         field(&mut out, "Last-Attempt-Date", &date(letterhead.at));
         if let News::Delayed(_, Some(until)) = entry.news {

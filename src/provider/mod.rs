@@ -15,8 +15,11 @@ use crate::message::outgoing::Message;
 use crate::outcome::{Cause, Outcome, Scope, Stage};
 use crate::smtp::address::ReversePath;
 
+pub mod graph;
+pub mod http;
 pub mod smtp;
 pub mod tls;
+pub mod token;
 
 /// A boxed future: one allocation an attempt buys `Arc<dyn Provider>`.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -53,6 +56,8 @@ pub struct Submission {
     pub reverse_path: ReversePath,
     /// Positions in `envelope.rcpts`, at most `limits().recipients` of them, at least one.
     pub part: Vec<usize>,
+    /// Those of all recipients that a former attempt may have reached.
+    pub doubtful: Vec<usize>,
     pub message: Message,
 }
 

@@ -81,6 +81,7 @@ impl Upstream {
         let settings = Settings {
             hostname: "upstream.mailsluice.test".to_owned(),
             max_size: 150_000_000,
+            size_why: None,
             max_recipients: 1_000,
             bare_newline: BareNewline::Reject,
             errors: 100,

@@ -324,8 +324,10 @@ pub fn too_many_recipients() -> Reply {
     Reply::new(452, (4, 5, 3), "Too many recipients")
 }
 
-pub fn too_large(max_size: u64) -> Reply {
-    Reply::new(552, (5, 3, 4), format!("The message is larger than {max_size} octets"))
+/// `why` follows the number, where the limit is not one of size alone.
+pub fn too_large(max_size: u64, why: Option<&str>) -> Reply {
+    let why = why.map(|why| format!("; {why}")).unwrap_or_default();
+    Reply::new(552, (5, 3, 4), format!("The message is larger than {max_size} octets{why}"))
 }
 
 pub fn bare_newline() -> Reply {

@@ -57,6 +57,8 @@ pub struct Settings {
     pub hostname: String,
     /// The largest message, in octets as it would be stored: without stuffed dots, with its line ends made whole.
     pub max_size: u64,
+    /// Why it is no larger, for who is refused by it.
+    pub size_why: Option<&'static str>,
     pub max_recipients: usize,
     pub bare_newline: BareNewline,
     /// Errors that end the session.
@@ -67,6 +69,12 @@ pub struct Settings {
     pub data_timeout: Duration,
     /// Octets in a time, on average over the content; asked for after its first 30 s.
     pub min_data_rate: Option<(u64, Duration)>,
+}
+
+impl Settings {
+    fn too_large(&self) -> Reply {
+        reply::too_large(self.max_size, self.size_why)
+    }
 }
 
 /// What the driver is to do next.
@@ -623,7 +631,7 @@ impl Session {
         if mail.declared_size.is_some_and(|size| size > self.settings.max_size) {
             self.mail_refused = true;
             self.objection = Some(Objection::TooLarge);
-            return self.idle(reply::too_large(self.settings.max_size));
+            return self.idle(self.settings.too_large());
         }
         if self.is_idle_too_long() && self.is_last_error() {
             return Answer::Done;
@@ -703,12 +711,13 @@ impl Session {
                 if self.content.as_ref().is_none_or(|content| content.verdict.is_none()) {
                     self.objection = Some(Objection::TooLarge);
                 }
-                (Some(reply::too_large(max_size)), false, false)
+                (Some(self.settings.too_large()), false, false)
             }
             None => (None, false, false),
         };
         if announced > max_size.saturating_mul(2).saturating_add(CHUNK_SLACK) {
-            self.hang_up(&refusal.unwrap_or_else(|| reply::too_large(max_size)));
+            let reply = refusal.unwrap_or_else(|| self.settings.too_large());
+            self.hang_up(&reply);
             return Answer::Done;
         }
         // Empty chunks and stray ones lead nowhere.
@@ -963,7 +972,7 @@ impl Session {
 impl Objection {
     fn reply(self, settings: &Settings) -> Reply {
         match self {
-            Self::TooLarge => reply::too_large(settings.max_size),
+            Self::TooLarge => settings.too_large(),
             Self::BareNewline => reply::bare_newline(),
             Self::TimedOut { bare_end: true } => reply::data_timeout_bare_end(),
             Self::TimedOut { bare_end: false } => reply::data_timeout(),

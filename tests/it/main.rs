@@ -43,3 +43,5 @@ mod sender;
 mod tidy;
 /// Upstreams that refuse, hang, lie and drop, at every stage.
 mod upstream;
+/// An upstream that wants a token.
+mod xoauth2;

@@ -63,6 +63,7 @@ pub(super) fn broken(stage: Stage, fault: &Fault) -> Outcome {
         | Stage::Local => (Scope::Provider, false),
         Stage::Mail | Stage::Rcpt | Stage::Data | Stage::Content => (Scope::Message, false),
         Stage::EndOfData => (Scope::Message, true),
+        Stage::SendMail | Stage::Draft | Stage::Upload | Stage::Send => (Scope::Message, false),
     };
     let lost = scope == Scope::Message;
     Outcome::Deferred(Cause { lost, maybe_sent, ..Cause::new(scope, stage, words(stage, fault)) })
@@ -80,7 +81,9 @@ fn words(stage: Stage, fault: &Fault) -> String {
         Stage::Data => "after DATA",
         Stage::Content => "while the content was being sent",
         Stage::EndOfData => "after the final dot",
-        Stage::Local => "between two messages",
+        Stage::SendMail | Stage::Draft | Stage::Upload | Stage::Send | Stage::Local => {
+            "between two messages"
+        }
     };
     match fault {
         Fault::Closed => format!("the server closed the connection {after}"),
@@ -101,6 +104,10 @@ fn words(stage: Stage, fault: &Fault) -> String {
                 | Stage::Mail
                 | Stage::Rcpt
                 | Stage::Data
+                | Stage::SendMail
+                | Stage::Draft
+                | Stage::Upload
+                | Stage::Send
                 | Stage::Local => {
                     let command = after.strip_prefix("after ").unwrap_or(after);
                     format!("no answer to {command} within {wait} s")

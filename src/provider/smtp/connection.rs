@@ -18,7 +18,7 @@ use crate::provider::{Outcomes, Submission};
 use crate::smtp::reply::Escaped;
 
 use super::answer::{self, Fault, broken, unreachable};
-use super::dialog::{Dialog, Freshness, Opening, Order, Step, Wait};
+use super::dialog::{Dialog, Freshness, Login, Opening, Order, Step, Wait};
 use super::stream::Stream;
 use super::stuffer::Stuffer;
 
@@ -94,6 +94,7 @@ impl Connection {
         config: &config::SmtpProvider,
         tls: Option<&Tls>,
         hostname: &str,
+        login: Option<&Login>,
     ) -> Result<Self, Outcome> {
         let (server, port) = (config.server.as_str(), config.port);
         let addresses = match timeout(config.connect_timeout, resolve(server, port)).await {
@@ -111,7 +112,7 @@ impl Connection {
             match timeout(config.connect_timeout, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
                     let began = clock::now();
-                    match Self::greet(stream, config, tls, hostname, greeting).await {
+                    match Self::greet(stream, config, tls, hostname, login, greeting).await {
                         Ok(connection) => return Ok(connection),
                         Err(outcome @ Outcome::Held(_)) => return Err(outcome),
                         Err(outcome) => refused = Some(outcome),
@@ -142,15 +143,14 @@ impl Connection {
         config: &config::SmtpProvider,
         tls: Option<&Tls>,
         hostname: &str,
+        login: Option<&Login>,
         greeting: Duration,
     ) -> Result<Self, Outcome> {
         if let Err(error) = stream.set_nodelay(true) {
             debug!("nodelay was not set: {error}");
         }
-        let opening = Opening {
-            starttls: config.security == Security::StartTls,
-            login: config.login.clone(),
-        };
+        let opening =
+            Opening { starttls: config.security == Security::StartTls, login: login.cloned() };
         let mut connection = Self {
             stream: Stream::Plain(stream),
             tls: tls.cloned(),

@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use zeroize::Zeroizing;
 
-use crate::config;
+use crate::config::Secret;
 use crate::envelope::{Envelope, Rcpt};
 use crate::outcome::{Case, Outcome, Receipt, Stage, is_done, too_many_recipients, verdict};
 use crate::smtp::address::ReversePath;
@@ -84,6 +84,7 @@ struct Capabilities {
     starttls: bool,
     plain: bool,
     login: bool,
+    xoauth2: bool,
 }
 
 impl Capabilities {
@@ -105,6 +106,7 @@ impl Capabilities {
                     for mechanism in iter::once(first).chain(words) {
                         capabilities.plain |= mechanism.eq_ignore_ascii_case(b"PLAIN");
                         capabilities.login |= mechanism.eq_ignore_ascii_case(b"LOGIN");
+                        capabilities.xoauth2 |= mechanism.eq_ignore_ascii_case(b"XOAUTH2");
                     }
                 }
                 b"SIZE" => {
@@ -135,6 +137,11 @@ enum Command {
     Username,
     /// The last that AUTH wants.
     Password,
+    AuthXoauth2,
+    /// What XOAUTH2 sends, after the 334 that asks for it.
+    Bearer,
+    /// The empty line that a refused token is answered with, so that the refusal proper comes.
+    Refusal,
     Mail,
     /// The recipient at this position of the envelope.
     Rcpt(usize),
@@ -157,6 +164,9 @@ impl Command {
             | Self::AuthLogin
             | Self::Username
             | Self::Password
+            | Self::AuthXoauth2
+            | Self::Bearer
+            | Self::Refusal
             | Self::Mail
             | Self::Rcpt(_) => Wait::Command,
             Self::Data => Wait::Data,
@@ -170,7 +180,13 @@ impl Command {
             Self::Greeting => Stage::Greeting,
             Self::Ehlo | Self::Helo => Stage::Ehlo,
             Self::StartTls => Stage::StartTls,
-            Self::AuthPlain | Self::AuthLogin | Self::Username | Self::Password => Stage::Auth,
+            Self::AuthPlain
+            | Self::AuthLogin
+            | Self::Username
+            | Self::Password
+            | Self::AuthXoauth2
+            | Self::Bearer
+            | Self::Refusal => Stage::Auth,
             Self::Mail => Stage::Mail,
             Self::Rcpt(_) => Stage::Rcpt,
             Self::Data => Stage::Data,
@@ -246,7 +262,30 @@ enum State {
 pub(super) struct Opening {
     /// The connection is in clear and is to be made secure.
     pub(super) starttls: bool,
-    pub(super) login: Option<config::Login>,
+    pub(super) login: Option<Login>,
+}
+
+/// How to log in.
+#[derive(Clone, Debug)]
+pub(super) struct Login {
+    pub(super) username: String,
+    pub(super) proof: Proof,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Proof {
+    /// AUTH PLAIN or LOGIN.
+    Password(Secret),
+    /// The token of AUTH XOAUTH2.
+    Bearer(Secret),
+}
+
+impl Proof {
+    fn secret(&self) -> &str {
+        match self {
+            Self::Password(secret) | Self::Bearer(secret) => secret.as_str(),
+        }
+    }
 }
 
 /// One connection's dialog.
@@ -262,6 +301,8 @@ pub(super) struct Dialog {
     /// Decided, not yet handed out.
     steps: VecDeque<Step>,
     capabilities: Capabilities,
+    /// The token goes only after a 334.
+    asked_for_token: bool,
     full_at: Option<usize>,
     state: State,
 }
@@ -277,6 +318,7 @@ impl Dialog {
             awaited: VecDeque::from([Command::Greeting]),
             steps: VecDeque::new(),
             capabilities: Capabilities::default(),
+            asked_for_token: false,
             full_at: None,
             state: State::Opening,
         }
@@ -447,12 +489,24 @@ impl Dialog {
             },
             Some(Command::Username) => match (reply.code.get(), &self.opening.login) {
                 (334, Some(login)) => {
-                    let password = Zeroizing::new(BASE64.encode(login.password.as_str()));
+                    let password = Zeroizing::new(BASE64.encode(login.proof.secret()));
                     self.tell(Command::Password, &password);
                 }
                 _ => self.logged_in(reply),
             },
-            Some(Command::Password) => self.logged_in(reply),
+            Some(Command::Password | Command::Refusal) => self.logged_in(reply),
+            Some(Command::AuthXoauth2) => match reply.code.get() {
+                // It asks for the token, or has it and says in the challenge why it does not like it.
+                334 if self.asked_for_token || reply.text.trim_ascii().is_empty() => {
+                    self.tell(Command::Bearer, &self.xoauth2());
+                }
+                334 => self.ask(Command::Refusal, "\r\n"),
+                _ => self.logged_in(reply),
+            },
+            Some(Command::Bearer) => match reply.code.get() {
+                334 => self.ask(Command::Refusal, "\r\n"),
+                _ => self.logged_in(reply),
+            },
             Some(Command::Mail) => self.mail_answered(reply),
             Some(Command::Rcpt(rcpt)) => self.rcpt_answered(rcpt, reply),
             Some(Command::Data) => self.data_answered(reply),
@@ -479,16 +533,22 @@ impl Dialog {
 
     /// The server said what it can: on to what has to be before the first message.
     fn introduced(&mut self) {
-        let Capabilities { starttls, plain, login, .. } = self.capabilities;
         if self.opening.starttls {
-            return match starttls {
+            return match self.capabilities.starttls {
                 true => self.ask(Command::StartTls, "STARTTLS\r\n"),
                 false => self.unfit(Stage::StartTls, "the server does not offer STARTTLS, and nothing is sent in clear: is provider.port right, or does provider.security = \"tls\" fit it?"),
             };
         }
-        match self.opening.login {
+        match self.opening.login.as_ref().map(|login| &login.proof) {
             None => self.state = State::Ready,
-            Some(_) if plain => {
+            Some(Proof::Password(_)) => self.log_in_by_password(),
+            Some(Proof::Bearer(_)) => self.log_in_by_token(),
+        }
+    }
+
+    fn log_in_by_password(&mut self) {
+        match self.capabilities {
+            Capabilities { plain: true, .. } => {
                 let line = Zeroizing::new(["AUTH PLAIN ", &self.plain()].concat());
                 // Longer lines are for after the 334 (RFC 4954 4).
                 match line.len() <= LINE {
@@ -496,15 +556,36 @@ impl Dialog {
                     false => self.ask(Command::AuthPlain, "AUTH PLAIN\r\n"),
                 }
             }
-            Some(_) if login => self.ask(Command::AuthLogin, "AUTH LOGIN\r\n"),
-            Some(_) => self.unfit(Stage::Auth, "the server offers neither AUTH PLAIN nor AUTH LOGIN here: does it want another provider.security or provider.port first, or no login (provider.auth = \"none\")?"),
+            Capabilities { login: true, .. } => self.ask(Command::AuthLogin, "AUTH LOGIN\r\n"),
+            _ => self.unfit(Stage::Auth, "the server offers neither AUTH PLAIN nor AUTH LOGIN here: does it want another provider.security or provider.port first, or no login (provider.auth = \"none\")?"),
+        }
+    }
+
+    fn log_in_by_token(&mut self) {
+        if !self.capabilities.xoauth2 {
+            return self.unfit(Stage::Auth, "the server does not offer AUTH XOAUTH2 here: does it want another provider.security or provider.port first, or a password (provider.auth = \"password\")?");
+        }
+        let line = Zeroizing::new(["AUTH XOAUTH2 ", &self.xoauth2()].concat());
+        self.asked_for_token = line.len() > LINE;
+        match self.asked_for_token {
+            false => self.tell(Command::AuthXoauth2, &line),
+            true => self.ask(Command::AuthXoauth2, "AUTH XOAUTH2\r\n"),
         }
     }
 
     /// What AUTH PLAIN sends (RFC 4616 2).
     fn plain(&self) -> Zeroizing<String> {
         let Some(login) = &self.opening.login else { return Zeroizing::default() };
-        let parts = ["\0", &login.username, "\0", login.password.as_str()];
+        let parts = ["\0", &login.username, "\0", login.proof.secret()];
+        let message = Zeroizing::new(parts.concat());
+        Zeroizing::new(BASE64.encode(message.as_str()))
+    }
+
+    /// What AUTH XOAUTH2 sends.
+    fn xoauth2(&self) -> Zeroizing<String> {
+        let Some(login) = &self.opening.login else { return Zeroizing::default() };
+        let parts =
+            ["user=", &login.username, "\x01auth=Bearer ", login.proof.secret(), "\x01\x01"];
         let message = Zeroizing::new(parts.concat());
         Zeroizing::new(BASE64.encode(message.as_str()))
     }
@@ -616,17 +697,17 @@ impl Dialog {
     /// A server may repeat what it did not understand.
     fn without_secrets(&self, reply: &Reply) -> Reply {
         let login = self.opening.login.as_ref();
-        let password = login.map_or("", |login| login.password.as_str());
+        let password = login.map_or("", |login| login.proof.secret());
         let encoded = Zeroizing::new(BASE64.encode(password));
-        let plain = self.plain();
-        let secrets = [password, &encoded, &plain];
+        let (plain, xoauth2) = (self.plain(), self.xoauth2());
+        let secrets = [password, &encoded, &plain, &xoauth2];
         let has = |secret: &&str| {
             let mut parts = reply.text.windows(secret.len().max(1));
             !secret.is_empty() && parts.any(|part| part == secret.as_bytes())
         };
         let mut reply = reply.clone();
         if secrets.iter().any(has) {
-            reply.text = b"(its words are not shown: the password is in them)"[..].into();
+            reply.text = b"(its words are not shown: the login is in them)"[..].into();
         }
         reply
     }

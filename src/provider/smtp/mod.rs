@@ -9,14 +9,16 @@ use std::time::{Duration, Instant};
 
 use crate::clock;
 use crate::config::{self, Security};
-use crate::outcome::{Case, Outcome};
+use crate::metrics::Metrics;
+use crate::outcome::{Case, Cause, Outcome, Stage};
 use crate::smtp::address::ReversePath;
 
 use super::tls::Tls;
-use super::{BoxFuture, Limits, Outcomes, Provider, Submission};
+use super::token::{Token, Tokens, without_token};
+use super::{BoxFuture, Limits, Outcomes, Provider, Submission, http};
 
 use connection::{Connection, End};
-use dialog::{Freshness, Order};
+use dialog::{Freshness, Login, Order, Proof};
 use pool::Pool;
 
 mod answer;
@@ -32,6 +34,8 @@ pub struct SmtpProvider {
     config: config::SmtpProvider,
     tls: Option<Tls>,
     hostname: String,
+    /// Where the login is by token.
+    tokens: Option<Tokens>,
     pool: Arc<Pool>,
     /// How many recipients the server took last when it would take no more in a transaction, and when that was.
     full_at: Mutex<Option<(usize, Instant)>>,
@@ -43,26 +47,72 @@ const FULL_FOR: Duration = Duration::from_secs(60 * 60);
 impl SmtpProvider {
     /// `hostname` is how we call ourselves at EHLO. Fails where connections are to be secured and there are no root
     /// certificates.
-    pub fn new(config: &config::SmtpProvider, hostname: String) -> io::Result<Self> {
+    pub fn new(
+        config: &config::SmtpProvider,
+        hostname: String,
+        metrics: &Arc<Metrics>,
+    ) -> io::Result<Self> {
         let tls = || Tls::new(&config.server, config.ca_file.as_deref());
         let tls = match config.security {
             Security::None => None,
             Security::StartTls | Security::Tls => Some(tls()?),
         };
+        let tokens = match config.login.as_ref().map(|login| &login.proof) {
+            Some(config::Proof::Token(app)) => {
+                let http = http::client(config.ca_file.as_deref(), config.connect_timeout)?;
+                Some(Tokens::new(http, app, Arc::clone(metrics)))
+            }
+            Some(config::Proof::Password(_)) | None => None,
+        };
         let pool = Arc::new(Pool::new(pool::Limits::DEFAULT));
-        Ok(Self { config: config.clone(), tls, hostname, pool, full_at: Mutex::default() })
+        let config = config.clone();
+        Ok(Self { config, tls, hostname, tokens, pool, full_at: Mutex::default() })
     }
 
     fn full_at(&self) -> MutexGuard<'_, Option<(usize, Instant)>> {
         self.full_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A new connection that is logged in. A token that is refused is followed by another, once: it may have been
+    /// taken back.
     async fn open(&self) -> Result<Connection, Outcome> {
-        Connection::open(&self.config, self.tls.as_ref(), &self.hostname).await
+        let (Some(tokens), Some(login)) = (&self.tokens, &self.config.login) else {
+            return self.connect(self.by_password().as_ref()).await;
+        };
+        let by_token = |token: &Token| Login {
+            username: login.username.clone(),
+            proof: Proof::Bearer(token.secret().clone()),
+        };
+        let token = tokens.token().await.map_err(without_token)?;
+        let outcome = match self.connect(Some(&by_token(&token))).await {
+            Err(outcome) if is_refused_login(&outcome) => outcome,
+            opened => return opened,
+        };
+        tokens.refuse(&token);
+        let another = tokens.token().await.map_err(without_token)?;
+        match another.is(&token) {
+            true => Err(outcome),
+            false => self.connect(Some(&by_token(&another))).await,
+        }
+    }
+
+    fn by_password(&self) -> Option<Login> {
+        let login = self.config.login.as_ref()?;
+        match &login.proof {
+            config::Proof::Password(password) => Some(Login {
+                username: login.username.clone(),
+                proof: Proof::Password(password.clone()),
+            }),
+            config::Proof::Token(_) => None,
+        }
+    }
+
+    async fn connect(&self, login: Option<&Login>) -> Result<Connection, Outcome> {
+        Connection::open(&self.config, self.tls.as_ref(), &self.hostname, login).await
     }
 
     async fn send(&self, submission: &Submission, outcomes: &Outcomes) {
-        let Submission { envelope, reverse_path, part, message } = submission;
+        let Submission { envelope, reverse_path, part, message, .. } = submission;
         let order = Order {
             envelope: Arc::clone(envelope),
             reverse_path: reverse_path.clone(),
@@ -117,7 +167,12 @@ impl Provider for SmtpProvider {
 
     /// Says QUIT on every idle connection.
     fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.pool.close())
+        Box::pin(async {
+            self.pool.close().await;
+            if let Some(tokens) = &self.tokens {
+                tokens.close().await;
+            }
+        })
     }
 }
 
@@ -125,6 +180,13 @@ impl Drop for SmtpProvider {
     fn drop(&mut self) {
         self.pool.stop();
     }
+}
+
+/// Whether the server did not like what the login showed (RFC 4954 4: 535), rather than anything else.
+fn is_refused_login(outcome: &Outcome) -> bool {
+    let said =
+        |cause: &Cause| cause.stage == Stage::Auth && cause.words.as_bytes().starts_with(b"535");
+    outcome.cause().is_some_and(said)
 }
 
 fn settle_all(submission: &Submission, outcomes: &Outcomes, outcome: &Outcome) {

@@ -25,6 +25,11 @@ const LONG: Duration = Duration::from_secs(20);
 const SOON: Duration = Duration::from_millis(60);
 
 mod secured;
+mod xoauth2;
+
+fn metrics() -> Arc<Metrics> {
+    Arc::new(Metrics::new())
+}
 
 struct Server {
     listener: TcpListener,
@@ -53,13 +58,13 @@ impl Server {
     }
 
     fn provider(&self) -> SmtpProvider {
-        SmtpProvider::new(&self.config(), "me.example".to_owned()).unwrap()
+        SmtpProvider::new(&self.config(), "me.example".to_owned(), &metrics()).unwrap()
     }
 
     fn pooling(&self, limits: pool::Limits) -> SmtpProvider {
         let pool = Arc::new(Pool::new(limits));
         let (config, hostname) = (self.config(), "me.example".to_owned());
-        SmtpProvider { config, tls: None, hostname, pool, full_at: Mutex::default() }
+        SmtpProvider { config, tls: None, hostname, tokens: None, pool, full_at: Mutex::default() }
     }
 
     async fn accept(&self) -> Peer {
@@ -154,7 +159,7 @@ fn submission(body: Body) -> Submission {
     };
     let (message, reverse_path) =
         (Message::stored(&envelope, &body), envelope.reverse_path.clone());
-    Submission { envelope: Arc::new(envelope), reverse_path, part: vec![0], message }
+    Submission { envelope: Arc::new(envelope), reverse_path, part: vec![0], doubtful: Vec::new(), message }
 }
 
 fn small() -> Submission {

@@ -167,6 +167,7 @@ fn settings() -> Settings {
     Settings {
         hostname: "relay.test".to_owned(),
         max_size: 35_000_000,
+        size_why: None,
         max_recipients: 1000,
         bare_newline: BareNewline::Normalize,
         errors: 10,

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+pub mod authority;
 pub mod client;
 pub mod dialog;
 pub mod gateway;

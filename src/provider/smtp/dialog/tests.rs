@@ -1229,8 +1229,8 @@ fn check_open(opening: &Opening, replies: &[&str], expected: &[&str]) {
 }
 
 fn login() -> Opening {
-    let password = config::Secret::for_tests("p w");
-    let login = config::Login { username: "me@x.example".to_owned(), password };
+    let password = Secret::for_tests("p w");
+    let login = Login { username: "me@x.example".to_owned(), proof: Proof::Password(password) };
     Opening { starttls: false, login: Some(login) }
 }
 
@@ -1395,7 +1395,7 @@ fn a_server_that_repeats_the_login_is_not_quoted() {
             &[
                 "EHLO me.example",
                 "AUTH PLAIN (|me@x.example|p w)",
-                "held provider auth: 500 5.5.1 (its words are not shown: the password is in them)",
+                "held provider auth: 500 5.5.1 (its words are not shown: the login is in them)",
             ],
         );
     }
@@ -1403,8 +1403,8 @@ fn a_server_that_repeats_the_login_is_not_quoted() {
 
 #[test]
 fn a_login_longer_than_a_line_follows_the_334() {
-    let password = config::Secret::for_tests(&"x".repeat(400));
-    let login = config::Login { username: "me".to_owned(), password };
+    let password = Secret::for_tests(&"x".repeat(400));
+    let login = Login { username: "me".to_owned(), proof: Proof::Password(password) };
     let opening = Opening { starttls: false, login: Some(login) };
     let secret = format!(" (|me|{})", "x".repeat(400));
     check_open(
@@ -1412,4 +1412,86 @@ fn a_login_longer_than_a_line_follows_the_334() {
         &["220 hi", "250-up\r\n250 AUTH PLAIN", "334 ", "235 in"],
         &["EHLO me.example", "AUTH PLAIN", &secret, "ready"],
     );
+}
+
+fn token(token: &str) -> Opening {
+    let proof = Proof::Bearer(Secret::for_tests(token));
+    let login = Login { username: "me@x.example".to_owned(), proof };
+    Opening { starttls: false, login: Some(login) }
+}
+
+const SHOWN: &str = "user=me@x.example\u{1}auth=Bearer t0ken\u{1}\u{1}";
+
+#[test]
+fn a_token_is_shown_by_xoauth2_alone() {
+    let greeting = ["220 hi", "250-up\r\n250 AUTH PLAIN LOGIN XOAUTH2"];
+    let line = format!("AUTH XOAUTH2 ({SHOWN})");
+    check_open(
+        &token("t0ken"),
+        &[&greeting[..], &["235 2.7.0 in"]].concat(),
+        &["EHLO me.example", &line, "ready"],
+    );
+    // The server did not take what came with the command.
+    check_open(
+        &token("t0ken"),
+        &[&greeting[..], &["334 ", "235 2.7.0 in"]].concat(),
+        &["EHLO me.example", &line, &format!(" ({SHOWN})"), "ready"],
+    );
+    check_open(
+        &token("t0ken"),
+        &["220 hi", "250-up\r\n250 AUTH PLAIN LOGIN"],
+        &["EHLO me.example", "held provider auth: the server does not offer AUTH XOAUTH2…"],
+    );
+}
+
+#[test]
+fn a_refused_token_is_answered_until_the_refusal_comes() {
+    let greeting = ["220 hi", "250-up\r\n250 AUTH XOAUTH2"];
+    let line = format!("AUTH XOAUTH2 ({SHOWN})");
+    for (replies, asked) in [
+        (&["334 eyJzdGF0dXMiOiI0MDEifQ==", "535 5.7.3 no"][..], &[""][..]),
+        (&["334 ", "334 eyJzdGF0dXMiOiI0MDEifQ==", "535 5.7.3 no"][..], &["(blob)", ""][..]),
+        (&["535 5.7.3 no"][..], &[][..]),
+    ] {
+        let blob = format!(" ({SHOWN})");
+        let asked = asked.iter().map(|it| if *it == "(blob)" { blob.as_str() } else { it });
+        let expected: Vec<&str> = ["EHLO me.example", &line]
+            .into_iter()
+            .chain(asked)
+            .chain(["held provider auth: 535 5.7.3 no"])
+            .collect();
+        check_open(&token("t0ken"), &[&greeting[..], replies].concat(), &expected);
+    }
+    check_open(
+        &token("t0ken"),
+        &[&greeting[..], &["432 4.3.2 Concurrent connections limit exceeded"]].concat(),
+        &["EHLO me.example", &line, "held sender auth: 432 4.3.2…"],
+    );
+}
+
+#[test]
+fn a_token_longer_than_a_line_follows_the_334() {
+    let long = "t".repeat(2_000);
+    let blob = format!(" (user=me@x.example\u{1}auth=Bearer {long}\u{1}\u{1})");
+    check_open(
+        &token(&long),
+        &["220 hi", "250-up\r\n250 AUTH XOAUTH2", "334 ", "235 in"],
+        &["EHLO me.example", "AUTH XOAUTH2", &blob, "ready"],
+    );
+}
+
+#[test]
+fn a_server_that_repeats_the_token_is_not_quoted() {
+    let blob = BASE64.encode(SHOWN);
+    for echo in ["t0ken", &blob] {
+        check_open(
+            &token("t0ken"),
+            &["220 hi", "250-up\r\n250 AUTH XOAUTH2", &format!("535 5.7.3 what is {echo}?")],
+            &[
+                "EHLO me.example",
+                &format!("AUTH XOAUTH2 ({SHOWN})"),
+                "held provider auth: 535 5.7.3 (its words are not shown: the login is in them)",
+            ],
+        );
+    }
 }

@@ -54,10 +54,11 @@ impl World {
 
     fn provider(&self, server: &Server, security: Security) -> SmtpProvider {
         let password = config::Secret::for_tests("p w");
-        let login = Some(config::Login { username: "me@x.example".to_owned(), password });
+        let proof = config::Proof::Password(password);
+        let login = Some(config::Login { username: "me@x.example".to_owned(), proof });
         let ca_file = Some(self.ca_file());
         let config = config::SmtpProvider { security, login, ca_file, ..server.config() };
-        SmtpProvider::new(&config, "me.example".to_owned()).unwrap()
+        SmtpProvider::new(&config, "me.example".to_owned(), &metrics()).unwrap()
     }
 
     /// The rest of a connection whose first part was in clear, or none of it.
@@ -125,7 +126,7 @@ async fn fails(world: &World, server_config: impl FnOnce(&mut config::SmtpProvid
         ..server.config()
     };
     server_config(&mut config);
-    let provider = SmtpProvider::new(&config, "me.example".to_owned()).unwrap();
+    let provider = SmtpProvider::new(&config, "me.example".to_owned(), &metrics()).unwrap();
     let (accepted, outcome) = both(
         async {
             let peer = up_to_starttls(&server).await;
@@ -168,7 +169,7 @@ async fn a_name_is_proven_as_it_is_written_in_the_config() {
         ca_file: Some(world.ca_file()),
         ..server.config()
     };
-    let provider = SmtpProvider::new(&config, "me.example".to_owned()).unwrap();
+    let provider = SmtpProvider::new(&config, "me.example".to_owned(), &metrics()).unwrap();
     let (_, outcome) = both(
         async {
             let mut peer = world.accept(server.accept().await).await;
@@ -234,7 +235,7 @@ async fn a_handshake_without_end_has_a_deadline() {
         connect_timeout: SOON,
         ..server.config()
     };
-    let provider = SmtpProvider::new(&config, "me.example".to_owned()).unwrap();
+    let provider = SmtpProvider::new(&config, "me.example".to_owned(), &metrics()).unwrap();
     let (_, outcome) = both(
         async {
             let peer = up_to_starttls(&server).await;

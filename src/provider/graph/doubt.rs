@@ -1,0 +1,167 @@
+//! Whether a message was sent after all.
+//!
+//! The one proof is a message in the mailbox with our own extended property: the application's Message-ID proves
+//! nothing, for others may have it too. One that is still a draft is sent. Where nothing is found, nothing is known: the
+//! mailbox keeps no copy, its index lags, or we may not look.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::Method;
+use serde_json::Value;
+use tokio::time::sleep;
+
+use crate::clock;
+use crate::outcome::Outcome;
+
+use super::answer::{self, Step, Try};
+use super::client::{Content, segment};
+use super::delivery::{Delivery, Refusal};
+use super::is_fresh;
+use super::message::{TAG_ID, tag};
+
+/// Before each look for what was sent a moment ago: the index of a mailbox lags by seconds.
+const LOOKS: [Duration; 4] =
+    [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
+
+/// What a look into the mailbox shows.
+enum Found {
+    Sent(Outcome),
+    /// The path of a draft.
+    Draft(String),
+    Nothing,
+    /// There is no telling, and no use in asking again.
+    Unknown,
+}
+
+impl Delivery<'_> {
+    /// Looks for what a former attempt may have sent to some of the part, and settles those it was sent to. True: the
+    /// part is another now.
+    pub(super) async fn settle_doubts(&mut self) -> bool {
+        let doubtful: Vec<usize> =
+            self.part.iter().copied().filter(|it| self.submission.doubtful.contains(it)).collect();
+        if doubtful.is_empty() {
+            return false;
+        }
+        let outcome = match self.find(&doubtful).await {
+            Found::Sent(outcome) => outcome,
+            Found::Draft(path) => {
+                self.outcomes.content_leaves().await;
+                match self.send_it(&path).await {
+                    Ok(outcome) => outcome,
+                    // It has gone meanwhile, who knows where to.
+                    Err(Refusal { first: Some(Try::NewDraft), .. }) => return false,
+                    Err(refusal) => {
+                        self.settle(&refusal.outcome);
+                        self.part.clear();
+                        return true;
+                    }
+                }
+            }
+            Found::Nothing | Found::Unknown => return false,
+        };
+        doubtful.iter().for_each(|rcpt| self.outcomes.settle(*rcpt, outcome.clone()));
+        self.part.retain(|rcpt| !doubtful.contains(rcpt));
+        true
+    }
+
+    /// The answer to the last request stayed away, or says nothing: looks for the message.
+    pub(super) async fn resolve(&mut self, refusal: Refusal) -> Outcome {
+        let part = self.part.clone();
+        // Without a copy in Sent Items it is to be found while it is on its way, or not at all.
+        let is_kept = self.graph.config.save_to_sent_items || sent_a_draft(&refusal.outcome);
+        let looks = if is_kept { LOOKS.len() } else { 1 };
+        let mut draft = None;
+        for wait in LOOKS.into_iter().take(looks) {
+            sleep(wait).await;
+            match self.find(&part).await {
+                Found::Sent(outcome) => return outcome,
+                Found::Draft(path) => draft = Some(path),
+                Found::Nothing => {}
+                Found::Unknown => return refusal.outcome,
+            }
+        }
+        // One that Graph makes of `sendMail` is on its way by itself.
+        match draft.filter(|_| sent_a_draft(&refusal.outcome)) {
+            Some(path) => match self.send_it(&path).await {
+                Ok(outcome) => outcome,
+                Err(_no_better) => refusal.outcome,
+            },
+            None => refusal.outcome,
+        }
+    }
+
+    async fn find(&mut self, part: &[usize]) -> Found {
+        let now = clock::now();
+        if self.graph.memory().blind.is_some_and(|since| is_fresh(since, now)) {
+            return Found::Unknown;
+        }
+        let tag = tag(self.submission.envelope.id, part);
+        let filter = format!(
+            "singleValueExtendedProperties/any(ep: ep/id eq '{TAG_ID}' and ep/value eq '{tag}')"
+        );
+        let path = format!("/messages?$filter={}&$select=id,isDraft&$top=5", segment(&filter));
+        match self.call(Step::Find, Method::GET, &path, Content::None, Bytes::new()).await {
+            Ok(reply) => match reply.json().as_ref().and_then(seen) {
+                Some(Seen::Sent) => Found::Sent(answer::found(&reply.answer)),
+                Some(Seen::Draft(id)) => Found::Draft(format!("/messages/{}", segment(&id))),
+                Some(Seen::Nothing) => Found::Nothing,
+                None => Found::Unknown,
+            },
+            Err(refusal) => {
+                if matches!(refusal.outcome, Outcome::Held(_)) {
+                    self.graph.memory().blind = Some(now);
+                }
+                Found::Unknown
+            }
+        }
+    }
+}
+
+fn sent_a_draft(outcome: &Outcome) -> bool {
+    outcome.cause().is_some_and(|cause| cause.stage == Step::Send.stage())
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    Sent,
+    Draft(String),
+    Nothing,
+}
+
+/// What a list of messages shows; None where it is none.
+fn seen(list: &Value) -> Option<Seen> {
+    let messages = list.get("value")?.as_array()?;
+    let is_draft = |message: &&Value| message.get("isDraft").and_then(Value::as_bool);
+    if messages.iter().any(|message| is_draft(&message) == Some(false)) {
+        return Some(Seen::Sent);
+    }
+    match messages.iter().find(|message| is_draft(message) == Some(true)) {
+        Some(draft) => Some(Seen::Draft(draft.get("id")?.as_str()?.to_owned())),
+        None if messages.is_empty() => Some(Seen::Nothing),
+        None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_is_no_draft_was_sent() {
+        let check = |json: &str, expected: Option<Seen>| {
+            assert_eq!(seen(&serde_json::from_str(json).unwrap()), expected, "{json}");
+        };
+        check(r#"{"value":[]}"#, Some(Seen::Nothing));
+        check(r#"{"value":[{"id":"a","isDraft":false}]}"#, Some(Seen::Sent));
+        check(r#"{"value":[{"id":"a","isDraft":true}]}"#, Some(Seen::Draft("a".to_owned())));
+        check(
+            r#"{"value":[{"id":"a","isDraft":true},{"id":"b","isDraft":false}]}"#,
+            Some(Seen::Sent),
+        );
+        check(r#"{"value":[{"id":"a"}]}"#, None);
+        check(r#"{"value":[{"isDraft":true}]}"#, None);
+        check(r#"{"value":7}"#, None);
+        check("[]", None);
+    }
+}
