@@ -21,7 +21,7 @@ use crate::provider::smtp::SmtpProvider;
 use crate::provider::{Outcomes, Provider, Submission};
 use crate::sandbox::graph::settings::{Limits, Settings};
 use crate::sandbox::inbox::Mail;
-use crate::sandbox::{self, Addresses, Remote, Sandbox, World, graph, upstream};
+use crate::sandbox::{self, Addresses, Outside, Remote, Sandbox, graph, upstream};
 use crate::smtp::address::{Charset, ForwardPath, Mailbox, ReversePath};
 use crate::smtp::params::Notify;
 use crate::{clock, telemetry};
@@ -167,7 +167,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
 
 /// Without a gateway: for one that is set up by hand, and for tests.
 async fn only_world(args: &Args, remote: &Remote) -> Result<ExitCode, ExitCode> {
-    let world = World::start(remote, args.remote, args.inbox).await.map_err(in_use)?;
+    let world = Outside::start(remote, args.remote, args.inbox).await.map_err(in_use)?;
     println!("inbox     http://{}/", world.inbox_address);
     println!("\n# for the configuration of a gateway\n{}", sandbox::provider(remote, world.remote));
     println!("Ctrl-C ends it; nothing is kept.");

@@ -54,11 +54,11 @@ pub struct Sandbox {
     pub addresses: Addresses,
     pub inbox: Arc<Inbox>,
     app: App,
-    world: World,
+    world: Outside,
 }
 
 /// What is beyond the gateway: the provider's stand-in and the inbox.
-pub struct World {
+pub struct Outside {
     /// Where the provider's stand-in is bound.
     pub remote: SocketAddr,
     /// Where the inbox is bound.
@@ -68,7 +68,7 @@ pub struct World {
     shutdown: Shutdown,
 }
 
-impl World {
+impl Outside {
     pub async fn start(
         remote: &Remote,
         remote_address: SocketAddr,
@@ -93,8 +93,7 @@ impl World {
             }
             Remote::Microsoft365(settings) => {
                 let settings = settings.as_ref().clone();
-                let service =
-                    graph::Service::start(socket, settings, Arc::clone(&inbox), &shutdown)?;
+                let service = graph::World::start(socket, settings, Arc::clone(&inbox), &shutdown)?;
                 router = router.merge(graph::control::router(service));
             }
         }
@@ -117,7 +116,7 @@ impl World {
 impl Sandbox {
     /// Starts the world, then the gateway with its spool under `folder`.
     pub async fn start(wanted: Addresses, remote: &Remote, folder: &Path) -> io::Result<Self> {
-        let world = World::start(remote, wanted.remote, wanted.inbox).await?;
+        let world = Outside::start(remote, wanted.remote, wanted.inbox).await?;
         let provider = provider(remote, world.remote);
         let text = configuration(wanted, &provider, folder);
         let loaded = config::parse(&text, "sandbox.toml")

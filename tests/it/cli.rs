@@ -166,6 +166,37 @@ fn sandbox_plays_the_faults_that_addresses_ask_for() {
 }
 
 #[test]
+fn sandbox_sends_a_message_by_graph_and_prints_what_is_stored() {
+    let microsoft365 = ["sandbox", "--provider", "microsoft365"];
+    let send = |more: &[&str]| {
+        let message = ["--message", "tests/data/report.eml"];
+        run(&[&microsoft365[..], &message, more].concat(), root())
+    };
+    let output = send(&[]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(code(&output), 0, "{text}{}", err(&output));
+    let envelope = "arrived: from <reports@example.com> to <ann@example.com>, <bob@example.org>, <jane@example.net>";
+    assert!(text.contains(envelope), "{text}");
+    assert!(text.contains("\"name\": \"Bericht Q3 – Übersicht.pdf\""), "{text}");
+    let output = send(&["--to", "invalid@x.test", "--to", "ok@x.test"]);
+    assert_eq!(code(&output), 69, "{}", err(&output));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("to <ok@x.test>,"), "{text}");
+    let refused = "refused by Graph: <invalid@x.test>: 400 ErrorInvalidRecipients";
+    assert!(text.contains(refused), "{text}");
+    for (arguments, words) in [
+        (["--set", "limits.messages=often"], "is no rate such as"),
+        (["--set", "token_life=5"], "unknown field `token_life`"),
+        (["--set", "token_lifetime"], "no KEY=VALUE"),
+    ] {
+        let output = run(&[&microsoft365[..], &arguments].concat(), root());
+        assert_eq!(code(&output), 64);
+        assert!(err(&output).contains(words), "{}", err(&output));
+    }
+    assert_eq!(code(&run(&["sandbox", "--limits", "none"], root())), 64, "there are none for SMTP");
+}
+
+#[test]
 fn sandbox_says_what_is_wrong_with_its_message() {
     let output = run(&["sandbox", "--message", "/nonexistent.eml"], root());
     assert_eq!(code(&output), 66);

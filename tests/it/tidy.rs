@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use mailsluice::sandbox::graph::faults::{FAULTS, MAILBOXES};
+
 use crate::support::gateway::Setup;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -223,5 +225,10 @@ fn the_readme_names_every_command_and_every_fault_address() {
     }
     for (address, _) in mailsluice::sandbox::upstream::FAULTS {
         assert!(readme.contains(&format!("`{address}")), "{address}");
+    }
+    let graph = [FAULTS.as_slice(), &MAILBOXES].concat();
+    for (address, what) in graph {
+        let row = format!("| `{address}` | {what} |").replace("takes a while", "takes 3 s");
+        assert!(readme.contains(&row), "{row}");
     }
 }

@@ -161,7 +161,8 @@ impl Client {
             }
             Target::Upload(url) => self.http.request(method.clone(), url),
         };
-        request = request.header("client-request-id", id).header("return-client-request-id", "true");
+        request =
+            request.header("client-request-id", id).header("return-client-request-id", "true");
         request = match content {
             Content::None => request,
             Content::Json => request.header(CONTENT_TYPE, "application/json"),
@@ -181,7 +182,12 @@ impl Client {
 
     /// Sends, and waits for the head of the answer. Each wait has its deadline: the next piece of the body, and after
     /// the last the answer.
-    async fn send(&self, request: RequestBuilder, out: &Out, step: Step) -> Result<Response, Fault> {
+    async fn send(
+        &self,
+        request: RequestBuilder,
+        out: &Out,
+        step: Step,
+    ) -> Result<Response, Fault> {
         let Timeouts { connect, command, data, end } = self.timeouts;
         let after = match step {
             Step::SendMail | Step::Send => end,
@@ -359,10 +365,7 @@ mod tests {
     #[test]
     fn a_segment_shows_nothing_that_ends_a_path() {
         assert_eq!(segment("a.b-c_d~1@example.com"), "a.b-c_d~1@example.com");
-        assert_eq!(
-            segment("o'x_e.com#EXT#+1@t/?%"),
-            "o%27x_e.com%23EXT%23%2B1@t%2F%3F%25"
-        );
+        assert_eq!(segment("o'x_e.com#EXT#+1@t/?%"), "o%27x_e.com%23EXT%23%2B1@t%2F%3F%25");
         assert_eq!(segment("é"), "%C3%A9");
     }
 
@@ -374,7 +377,8 @@ mod tests {
     #[test]
     fn an_upload_url_is_not_shown() {
         assert_eq!(format!("{:?}", Target::Upload("https://x/y?authtoken=z")), "(upload session)");
-        let body = masked(b"no https://x/y?authtoken=z here", Target::Upload("https://x/y?authtoken=z"));
+        let body =
+            masked(b"no https://x/y?authtoken=z here", Target::Upload("https://x/y?authtoken=z"));
         assert_eq!(body, b"no *** here");
     }
 }

@@ -317,8 +317,7 @@ impl<'a> Delivery<'a> {
             true => answer::named(said, &addresses),
             false => Vec::new(),
         };
-        let named: Vec<usize> =
-            named.iter().filter_map(|at| self.part.get(*at).copied()).collect();
+        let named: Vec<usize> = named.iter().filter_map(|at| self.part.get(*at).copied()).collect();
         if !named.is_empty() {
             named.iter().for_each(|rcpt| self.outcomes.settle(*rcpt, outcome.clone()));
             self.part.retain(|rcpt| !named.contains(rcpt));

@@ -164,7 +164,7 @@ impl Settings {
     }
 
     /// Takes the keys that `change` names; of a table, the keys in it.
-    pub(super) fn patched(&self, change: &serde_json::Value) -> Result<Self, serde_json::Error> {
+    pub fn patched(&self, change: &serde_json::Value) -> Result<Self, serde_json::Error> {
         fn merge(into: &mut serde_json::Value, change: &serde_json::Value) {
             match (into, change) {
                 (serde_json::Value::Object(into), serde_json::Value::Object(change)) => {

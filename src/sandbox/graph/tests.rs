@@ -17,9 +17,9 @@ const CERTIFICATE: &str = include_str!("testdata/app.crt");
 const KEY: &str = include_str!("testdata/app.key");
 const MAILBOX: &str = "me@contoso.test";
 
-/// A service with its client, which is logged in.
+/// A world with its client, which is logged in.
 struct Play {
-    service: Arc<Service>,
+    world: Arc<World>,
     shutdown: Shutdown,
     client: Client,
     token: String,
@@ -38,10 +38,10 @@ impl Play {
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let shutdown = Shutdown::new();
         let inbox = Arc::new(Inbox::new());
-        let service = Service::start(socket, settings, inbox, &shutdown).unwrap();
+        let world = World::start(socket, settings, inbox, &shutdown).unwrap();
         let client = Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
         let mut play =
-            Self { service, shutdown, client: client.build().unwrap(), token: String::new() };
+            Self { world, shutdown, client: client.build().unwrap(), token: String::new() };
         play.token = play.log_in().await;
         play
     }
@@ -57,7 +57,7 @@ impl Play {
     }
 
     async fn ask_token_of(&self, tenant: &str, fields: &[(&str, &str)]) -> Response {
-        let scope = format!("{}/.default", self.service.root);
+        let scope = format!("{}/.default", self.world.root);
         let mut form = BTreeMap::from([
             ("client_id", CLIENT),
             ("scope", scope.as_str()),
@@ -65,7 +65,7 @@ impl Play {
         ]);
         form.extend(fields.iter().copied());
         form.retain(|_, value| !value.is_empty());
-        let url = format!("{}/{tenant}/oauth2/v2.0/token", self.service.root);
+        let url = format!("{}/{tenant}/oauth2/v2.0/token", self.world.root);
         let mut body = oauth2::url::form_urlencoded::Serializer::new(String::new());
         let body = body.extend_pairs(form).finish();
         let request = self.client.post(url).body(body);
@@ -74,7 +74,7 @@ impl Play {
 
     fn request(&self, method: &str, path: &str) -> RequestBuilder {
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
-        let url = format!("{}/v1.0/users/{MAILBOX}/{path}", self.service.root);
+        let url = format!("{}/v1.0/users/{MAILBOX}/{path}", self.world.root);
         self.client.request(method, url).bearer_auth(&self.token)
     }
 
@@ -86,11 +86,11 @@ impl Play {
     async fn check(&self, change: Value, status: u16, code: &str) {
         let mut message = message();
         merge(&mut message, &change);
-        let before = self.service.inbox.arrived();
+        let before = self.world.inbox.arrived();
         let answer = self.post("sendMail", &message).await;
         let (found, body) = (answer.status().as_u16(), answer.text().await.unwrap());
         assert_eq!(found, status, "{change} {body}");
-        let taken = self.service.inbox.arrived() - before;
+        let taken = self.world.inbox.arrived() - before;
         assert_eq!(taken, u64::from(status == 202), "{change}");
         if status == 202 {
             assert_eq!(body, "");
@@ -113,8 +113,8 @@ impl Play {
     }
 
     fn set(&self, change: Value) {
-        let settings = self.service.settings().patched(&change).unwrap();
-        self.service.set(settings);
+        let settings = self.world.settings().patched(&change).unwrap();
+        self.world.set(settings);
     }
 
     async fn stop(self) {
@@ -185,7 +185,7 @@ async fn a_message_is_taken_and_shown_as_it_is_stored() {
         "attachments": [attachment("a.bin", b"\0\x01\x02")],
     }});
     play.check(change, 202, "").await;
-    let mails = play.service.inbox.mails();
+    let mails = play.world.inbox.mails();
     let mail = mails.last().unwrap();
     assert_eq!(mail.from, MAILBOX);
     assert_eq!(mail.to, ["ann@example.com", "bob@example.com", "eve@example.com"]);
@@ -289,7 +289,7 @@ async fn a_request_has_its_content_type_its_size_and_its_json() {
     assert_eq!(send("application/json", format!("{good}{blank}")).await.status(), 202);
     let mime = STANDARD.encode("To: ann@example.com\r\nSubject: x\r\n\r\nhello\r\n");
     assert_eq!(send("text/plain", mime).await.status(), 202);
-    let mail = play.service.inbox.mails().pop().unwrap();
+    let mail = play.world.inbox.mails().pop().unwrap();
     assert!(mail.content.starts_with(b"To: ann@example.com\r\n"));
     assert_eq!(
         code_of(send("text/plain", "!".to_owned()).await).await.1,
@@ -341,9 +341,9 @@ async fn a_token_shows_its_rights_and_lasts_as_long_as_it_says() {
     let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
     let payload: Value = serde_json::from_slice(&payload).unwrap();
     assert_eq!(payload["roles"], json!(["Mail.Send", "Mail.ReadWrite"]));
-    assert_eq!(payload["aud"], play.service.root);
+    assert_eq!(payload["aud"], play.world.root);
     play.set(json!({ "token_lifetime": 0, "refresh_in": 1 }));
-    let url = format!("{}/v1.0/users/{MAILBOX}/sendMail", play.service.root);
+    let url = format!("{}/v1.0/users/{MAILBOX}/sendMail", play.world.root);
     let expired = play.log_in().await;
     let answer = play.client.post(&url).bearer_auth(expired).json(&message()).send().await.unwrap();
     assert!(answer.headers().contains_key("www-authenticate"));
@@ -351,7 +351,7 @@ async fn a_token_shows_its_rights_and_lasts_as_long_as_it_says() {
     let answer = play.client.post(&url).json(&message()).send().await.unwrap();
     assert_eq!(answer.status(), 401);
     play.check(json!({}), 202, "").await;
-    play.service.revoke_tokens();
+    play.world.revoke_tokens();
     play.check(json!({}), 401, "InvalidAuthenticationToken").await;
     play.stop().await;
 }
@@ -362,9 +362,9 @@ async fn client_and_secret_are_taken_by_basic_too() {
     let encode = |text: &str| {
         oauth2::url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>()
     };
-    let url = format!("{}/{TENANT}/oauth2/v2.0/token", play.service.root);
+    let url = format!("{}/{TENANT}/oauth2/v2.0/token", play.world.root);
     let body =
-        format!("grant_type=client_credentials&scope={}%2F.default", encode(&play.service.root));
+        format!("grant_type=client_credentials&scope={}%2F.default", encode(&play.world.root));
     for (secret, status) in [(encode(SECRET), 200), (SECRET.to_owned(), 401)] {
         let request = play.client.post(&url).basic_auth(CLIENT, Some(secret)).body(body.clone());
         let request = request.header("content-type", "application/x-www-form-urlencoded");
@@ -403,7 +403,7 @@ fn assertion(root: &str, jti: &str, header: Value, claims: Value) -> String {
 async fn a_certificate_logs_in_by_an_assertion_that_is_right_in_every_point() {
     let play = Play::start().await;
     play.set(json!({ "apps": [{ "certificates": [CERTIFICATE] }] }));
-    let root = play.service.root.clone();
+    let root = play.world.root.clone();
     let ask = async |jwt: &str| {
         let kind = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
         let fields = [("client_assertion", jwt), ("client_assertion_type", kind)];
@@ -440,13 +440,13 @@ async fn a_certificate_logs_in_by_an_assertion_that_is_right_in_every_point() {
 async fn a_machine_with_an_identity_is_given_a_token_without_a_secret() {
     let play = Play::start().await;
     let ask = async |query: &str, metadata: bool| {
-        let url = format!("{}/metadata/identity/oauth2/token?{query}", play.service.root);
+        let url = format!("{}/metadata/identity/oauth2/token?{query}", play.world.root);
         let request = play.client.get(url);
         let request = if metadata { request.header("metadata", "true") } else { request };
         let answer = request.send().await.unwrap();
         (answer.status().as_u16(), json_of(answer).await)
     };
-    let query = format!("api-version=2018-02-01&resource={}", play.service.root);
+    let query = format!("api-version=2018-02-01&resource={}", play.world.root);
     assert_eq!(ask(&query, true).await.0, 400, "no identity");
     play.set(json!({ "apps": [{ "managed_identity": true }] }));
     let (status, body) = ask(&query, true).await;
@@ -533,7 +533,7 @@ async fn a_large_message_goes_by_a_draft_and_an_upload_session() {
     assert_eq!(put(0, 10).send().await.unwrap().status(), 404, "the session is over");
 
     assert_eq!(play.send(&id).await.status(), 202);
-    let mail = play.service.inbox.mails().pop().unwrap();
+    let mail = play.world.inbox.mails().pop().unwrap();
     let stored = mail.stored.unwrap();
     assert_eq!(mail.form, Form::Draft);
     assert_eq!(&stored.attachments[0].content[..], b"abc");
@@ -547,7 +547,7 @@ async fn a_draft_is_sent_only_with_a_length_of_zero_and_goes_on_delete() {
     let play = Play::start().await;
     let id = play.draft().await;
     let path = format!("messages/{id}");
-    let url = format!("{}/v1.0/users/{MAILBOX}/{path}/send", play.service.root);
+    let url = format!("{}/v1.0/users/{MAILBOX}/{path}/send", play.world.root);
     // The client writes a length of zero by itself, so this one is written by hand.
     let answer = raw(&play, &format!("POST {url} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", play.token)).await;
     assert!(answer.starts_with("HTTP/1.1 411 "), "{answer}");
@@ -561,14 +561,14 @@ async fn a_draft_is_sent_only_with_a_length_of_zero_and_goes_on_delete() {
     assert_eq!(json_of(answer).await["subject"], "New");
     assert_eq!(play.request("DELETE", &path).send().await.unwrap().status(), 204);
     assert_eq!(play.request("GET", &path).send().await.unwrap().status(), 404);
-    assert_eq!(play.service.inbox.arrived(), 0);
+    assert_eq!(play.world.inbox.arrived(), 0);
     play.stop().await;
 }
 
 /// What is answered to these octets, until the connection ends or its head is there.
 async fn raw(play: &Play, request: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let address = play.service.root.strip_prefix("http://").unwrap();
+    let address = play.world.root.strip_prefix("http://").unwrap();
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
@@ -630,19 +630,19 @@ async fn recipients_ask_for_faults() {
     let answer = play.post("sendMail", &one).await;
     assert_eq!(answer.status(), 503);
     assert!(answer.text().await.unwrap().contains("<html>"));
-    assert_eq!(play.service.inbox.arrived(), 0);
+    assert_eq!(play.world.inbox.arrived(), 0);
     play.check(to("throttle-1@x.test"), 429, "ApplicationThrottled").await;
     play.check(to("throttle-1@x.test"), 202, "").await;
     merge(&mut one, &to("sent-504@x.test"));
     assert_eq!(play.post("sendMail", &one).await.status(), 504);
-    assert_eq!(play.service.inbox.arrived(), 2);
+    assert_eq!(play.world.inbox.arrived(), 2);
     merge(&mut one, &to("lost-answer@x.test"));
     assert!(play.request("POST", "sendMail").json(&one).send().await.is_err());
-    assert_eq!(play.service.inbox.arrived(), 3);
+    assert_eq!(play.world.inbox.arrived(), 3);
     merge(&mut one, &to("drop@x.test"));
     assert!(play.request("POST", "sendMail").json(&one).send().await.is_err());
-    assert_eq!(play.service.inbox.arrived(), 3);
-    let url = format!("{}/v1.0/users/unlicensed@contoso.test/sendMail", play.service.root);
+    assert_eq!(play.world.inbox.arrived(), 3);
+    let url = format!("{}/v1.0/users/unlicensed@contoso.test/sendMail", play.world.root);
     let answer =
         play.client.post(url).bearer_auth(&play.token).json(&message()).send().await.unwrap();
     assert_eq!(code_of(answer).await, (404, "MailboxNotEnabledForRESTAPI".to_owned()));
@@ -653,7 +653,7 @@ async fn recipients_ask_for_faults() {
 async fn faults_are_played_for_the_requests_that_they_name() {
     let play = Play::start().await;
     let path = "/v1.0/users/*/sendMail".to_owned();
-    let fault = |fault: Fault| play.service.fault(Fault { path: path.clone(), ..fault });
+    let fault = |fault: Fault| play.world.fault(Fault { path: path.clone(), ..fault });
     fault(Fault {
         status: Some(503),
         headers: BTreeMap::from([("Retry-After".to_owned(), "2".to_owned())]),
@@ -663,7 +663,7 @@ async fn faults_are_played_for_the_requests_that_they_name() {
     let answer = play.post("sendMail", &message()).await;
     assert_eq!(answer.headers()["retry-after"], "2");
     assert_eq!((answer.status().as_u16(), answer.text().await.unwrap()), (503, "busy".to_owned()));
-    assert_eq!(play.service.inbox.arrived(), 0);
+    assert_eq!(play.world.inbox.arrived(), 0);
     fault(Fault {
         acts: true,
         code: Some("UnknownError".to_owned()),
@@ -672,7 +672,7 @@ async fn faults_are_played_for_the_requests_that_they_name() {
     });
     let answer = play.post("sendMail", &message()).await;
     assert_eq!(code_of(answer).await, (500, "UnknownError".to_owned()));
-    assert_eq!(play.service.inbox.arrived(), 1);
+    assert_eq!(play.world.inbox.arrived(), 1);
     fault(Fault { then: Then::Drop, read: Some(10), ..Fault::default() });
     assert!(play.request("POST", "sendMail").json(&message()).send().await.is_err());
     fault(Fault {
@@ -694,10 +694,10 @@ async fn faults_are_played_for_the_requests_that_they_name() {
     let hung = play.request("POST", "sendMail").json(&message());
     let hung = hung.timeout(Duration::from_millis(200)).send().await;
     assert!(hung.unwrap_err().is_timeout());
-    assert_eq!(play.service.inbox.arrived(), 2);
+    assert_eq!(play.world.inbox.arrived(), 2);
     fault(Fault { delay_ms: 1, ..Fault::default() });
     play.check(json!({}), 202, "").await;
-    assert!(play.service.faults.all().is_empty());
+    assert!(play.world.faults.all().is_empty());
     play.stop().await;
 }
 
@@ -705,26 +705,26 @@ async fn faults_are_played_for_the_requests_that_they_name() {
 async fn the_fifth_request_at_once_is_throttled_and_other_mailboxes_are_not() {
     let play = Play::start().await;
     for _ in 0..4 {
-        play.service.fault(Fault { acts: true, then: Then::Hang, ..Fault::default() });
+        play.world.fault(Fault { acts: true, then: Then::Hang, ..Fault::default() });
     }
-    let mut requests = play.service.request_changes();
-    let began = play.service.requests().len();
+    let mut requests = play.world.request_changes();
+    let began = play.world.requests().len();
     let hanging: Vec<_> = (0..4)
         .map(|_| {
             let request = play.request("POST", "sendMail").json(&message());
             play.shutdown.tasks.spawn(async move { request.send().await.is_err() })
         })
         .collect();
-    while play.service.inbox.arrived() < 4 {
+    while play.world.inbox.arrived() < 4 {
         requests.changed().await.unwrap();
         tokio::task::yield_now().await;
     }
-    assert_eq!(play.service.requests().len(), began + 4);
+    assert_eq!(play.world.requests().len(), began + 4);
     let answer = play.post("sendMail", &message()).await;
     let delay: f64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!(delay > 0.0 && delay.fract() > 0.0);
     assert_eq!(code_of(answer).await, (429, "ApplicationThrottled".to_owned()));
-    let url = format!("{}/v1.0/users/other@contoso.test/sendMail", play.service.root);
+    let url = format!("{}/v1.0/users/other@contoso.test/sendMail", play.world.root);
     let answer =
         play.client.post(url).bearer_auth(&play.token).json(&message()).send().await.unwrap();
     assert_eq!(answer.status(), 202);
@@ -763,7 +763,7 @@ async fn every_request_is_recorded_without_secrets() {
     let answer = request.send().await.unwrap();
     assert_eq!(answer.headers()["client-request-id"], id);
     assert!(answer.headers().contains_key("request-id"));
-    let records = play.service.requests();
+    let records = play.world.requests();
     let [login, send, list] = records.as_slice() else { panic!("{records:?}") };
     assert_eq!(login.body["grant_type"], "client_credentials");
     assert_eq!((send.method.as_str(), send.status, send.end), ("POST", Some(202), "answered"));
@@ -774,5 +774,118 @@ async fn every_request_is_recorded_without_secrets() {
     assert!(list.path.ends_with("?$top=1"));
     let all = serde_json::to_string(&records).unwrap();
     assert!(!all.contains(SECRET) && !all.contains(&play.token));
+    play.stop().await;
+}
+
+#[tokio::test]
+async fn tenants_and_their_apps_are_kept_apart() {
+    let play = Play::start().await;
+    let other = "5a4db0c5-0000-4000-8000-000000000009";
+    play.set(json!({ "apps": [
+        { "domains": ["contoso.test"] },
+        { "tenant": other, "domains": ["fabrikam.test"], "client_id": "other", "secrets": ["s"] },
+    ]}));
+    play.check(json!({}), 202, "").await;
+    let answer = play.ask_token_of(other, &[("client_secret", SECRET)]).await;
+    assert_eq!(json_of(answer).await["error_codes"][0], 700_016, "the app is of another tenant");
+    let fields = [("client_id", "other"), ("client_secret", "s")];
+    let answer = json_of(play.ask_token_of("fabrikam.test", &fields).await).await;
+    let token = answer["access_token"].as_str().unwrap();
+    for (mailbox, status) in [(MAILBOX, 404), ("me@fabrikam.test", 202)] {
+        let url = format!("{}/v1.0/users/{mailbox}/sendMail", play.world.root);
+        let answer = play.client.post(url).bearer_auth(token).json(&message()).send().await;
+        assert_eq!(answer.unwrap().status(), status, "{mailbox}");
+    }
+    play.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_has_no_more_octets_than_the_tenant_allows() {
+    let play = Play::start().await;
+    play.set(json!({ "message_size": 3_000_000 }));
+    let id = play.draft().await;
+    let path = format!("messages/{id}/attachments");
+    let octets = vec![b'a'; 2_000_000];
+    assert_eq!(play.post(&path, &attachment("1", &octets)).await.status(), 201);
+    let answer = play.post(&path, &attachment("2", &octets)).await;
+    assert_eq!(code_of(answer).await, (400, "ErrorMessageSizeExceeded".to_owned()));
+    let item =
+        json!({ "AttachmentItem": { "attachmentType": "file", "name": "3", "size": 2_500_000 } });
+    let answer = play.post(&format!("{path}/createUploadSession"), &item).await;
+    assert_eq!(code_of(answer).await, (400, "ErrorMessageSizeExceeded".to_owned()));
+    play.set(json!({ "request_size": 10_000_000, "message_size": 35_000_000 }));
+    let octets = vec![b'a'; 3_145_612];
+    assert_eq!(play.post(&path, &attachment("4", &octets)).await.status(), 413);
+    let octets = vec![b'a'; 3_145_611];
+    assert_eq!(play.post(&path, &attachment("4", &octets)).await.status(), 201);
+    play.set(json!({ "keep": 6_000_000 }));
+    let answer = play.post(&path, &attachment("5", &octets)).await;
+    assert_eq!(code_of(answer).await, (507, "ErrorQuotaExceeded".to_owned()));
+    play.stop().await;
+}
+
+#[tokio::test]
+async fn a_draft_keeps_its_id_only_where_that_is_asked_for() {
+    let play = Play::start().await;
+    let id = play.draft().await;
+    assert_eq!(play.send(&id).await.status(), 202);
+    let shown = async |id: &str| {
+        let path = format!("messages/{id}?$select=isDraft");
+        play.request("GET", &path).send().await.unwrap()
+    };
+    assert_eq!(shown(&id).await.status(), 404);
+    let request = play.request("POST", "messages").header("prefer", "IdType=\"ImmutableId\"");
+    let answer = request.json(&message()["message"]).send().await.unwrap();
+    let id = json_of(answer).await["id"].as_str().unwrap().to_owned();
+    assert_eq!(play.send(&id).await.status(), 202);
+    assert_eq!(json_of(shown(&id).await).await["isDraft"], false);
+    play.stop().await;
+}
+
+#[tokio::test]
+async fn the_control_api_sets_faults_and_shows_what_came() {
+    let play = Play::start().await;
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let api = format!("http://{}/api/v1", socket.local_addr().unwrap());
+    let router = control::router(Arc::clone(&play.world));
+    let token = play.shutdown.token.clone();
+    play.shutdown.tasks.spawn(crate::sandbox::inbox::serve(socket, router, token));
+    let post = async |path: &str, body: Value| {
+        play.client
+            .post(format!("{api}/{path}"))
+            .json(&body)
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
+    };
+    let fault = json!({ "method": "POST", "path": "*/sendMail", "status": 429, "headers": { "Retry-After": "2" } });
+    assert_eq!(post("faults", json!([fault])).await, 204);
+    assert_eq!(post("faults", json!({ "pth": "*" })).await, 400);
+    let answer = play.post("sendMail", &message()).await;
+    assert_eq!(
+        (answer.status().as_u16(), answer.headers()["retry-after"].as_bytes()),
+        (429, &b"2"[..])
+    );
+    let get = async |path: &str| {
+        json_of(play.client.get(format!("{api}/{path}")).send().await.unwrap()).await
+    };
+    assert_eq!(get("faults").await, json!([]));
+    let requests = get("requests").await;
+    assert_eq!(requests["requests"][1]["status"], 429);
+    assert_eq!(requests["requests"][1]["fault"], "by request");
+    let change = json!({ "token_lifetime": 7 });
+    let request = play.client.patch(format!("{api}/settings")).json(&change);
+    assert_eq!(request.send().await.unwrap().status(), 200);
+    assert_eq!(get("settings").await["token_lifetime"], 7);
+    let request = play.client.patch(format!("{api}/settings")).json(&json!({ "x": 1 }));
+    assert_eq!(request.send().await.unwrap().status(), 400);
+    for path in ["tokens", "requests", "faults"] {
+        let answer = play.client.delete(format!("{api}/{path}")).send().await.unwrap();
+        assert_eq!(answer.status(), 204, "{path}");
+    }
+    assert_eq!(get("requests").await["requests"], json!([]));
+    play.check(json!({}), 401, "InvalidAuthenticationToken").await;
     play.stop().await;
 }
