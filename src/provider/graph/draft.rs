@@ -4,6 +4,7 @@
 
 use std::io;
 use std::mem;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -224,9 +225,9 @@ fn may_be_asked(url: &str, graph: &str) -> bool {
     match url.scheme() {
         "https" => true,
         "http" => {
-            let is_near = url.host_str().is_some_and(|host| {
-                matches!(host, "localhost" | "[::1]") || host.starts_with("127.")
-            });
+            let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+            let is_near = host == "localhost"
+                || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
             is_near && graph.starts_with("http:")
         }
         _ => false,
