@@ -265,7 +265,6 @@ const CODES: &[(&str, Meaning)] = &[
     ("itemNotFound", Meaning::Gone),
     ("ErrorInvalidIdMalformed", Meaning::Gone),
     ("uploadSessionNotFound", Meaning::Gone),
-    ("InvalidAudienceForResource", Meaning::Gone),
     ("invalidRange", Meaning::Range),
     ("fragmentOverlap", Meaning::Range),
     ("fragmentOutOfOrder", Meaning::Range),
@@ -346,7 +345,8 @@ pub(super) fn verdict(answer: &Answer, case: Case) -> Verdict {
         Some(Meaning::Quota) => (said.account(step.stage(), Some(LANE_PAUSE), QUOTA), None),
         Some(Meaning::Full) => (said.account(step.stage(), Some(LANE_PAUSE), FULL), None),
         Some(Meaning::Access) => (said.access(), None),
-        Some(Meaning::NoMailbox) if !step.is_within_draft() => {
+        // Where there is no draft it is the mailbox.
+        Some(Meaning::NoMailbox | Meaning::Gone) if !step.is_within_draft() => {
             (said.no_mailbox(), (!case.own_mailbox).then_some(Try::ThroughSender))
         }
         Some(Meaning::NoMailbox | Meaning::Gone) => (said.for_now(), Some(Try::NewDraft)),
@@ -375,15 +375,18 @@ fn by_status(answer: &Answer, case: Case) -> Option<Meaning> {
     }
 }
 
-const TOKEN: &str = "Graph refuses each token it is shown: are tenant_id, cloud and endpoints those of one cloud?";
+const TOKEN: &str =
+    "Graph refuses each token it is shown: are tenant_id, cloud and endpoints those of one cloud?";
 const QUOTA: &str = "the mailbox has sent all it may for now, or is blocked: see the restricted entities in the Defender portal";
 const FULL: &str = "the mailbox is full: make room in it, or set save_to_sent_items = false";
 const ACCESS: &str = "grant the application Mail.Send for this mailbox, by consent in Entra or by RBAC for Applications in Exchange (which takes up to two hours), and see that no access policy shuts it out";
 const ACCESS_DRAFT: &str =
     "messages of this size need Mail.ReadWrite too: grant it, or set large_messages = \"off\"";
 const NO_MAILBOX: &str = "provider.sender has to be the name of a mailbox in Exchange Online";
-const SEND_AS: &str = "grant the mailbox Send As for this address, or set sender.policy = \"rewrite\"";
-const SETUP: &str = "Graph cannot be asked like this: are endpoints and what stands between (a proxy) right?";
+const SEND_AS: &str =
+    "grant the mailbox Send As for this address, or set sender.policy = \"rewrite\"";
+const SETUP: &str =
+    "Graph cannot be asked like this: are endpoints and what stands between (a proxy) right?";
 
 struct Said<'a> {
     answer: &'a Answer,

@@ -14,6 +14,7 @@ use reqwest::header::{
 };
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tracing::debug;
 use uuid::{NoContext, Timestamp, Uuid};
@@ -161,7 +162,8 @@ impl Client {
             }
             Target::Upload(url) => self.http.request(method.clone(), url),
         };
-        request = request.header("client-request-id", id).header("return-client-request-id", "true");
+        request =
+            request.header("client-request-id", id).header("return-client-request-id", "true");
         request = match content {
             Content::None => request,
             Content::Json => request.header(CONTENT_TYPE, "application/json"),
@@ -181,7 +183,12 @@ impl Client {
 
     /// Sends, and waits for the head of the answer. Each wait has its deadline: the next piece of the body, and after
     /// the last the answer.
-    async fn send(&self, request: RequestBuilder, out: &Out, step: Step) -> Result<Response, Fault> {
+    async fn send(
+        &self,
+        request: RequestBuilder,
+        out: &Out,
+        step: Step,
+    ) -> Result<Response, Fault> {
         let Timeouts { connect, command, data, end } = self.timeouts;
         let after = match step {
             Step::SendMail | Step::Send => end,
@@ -194,14 +201,14 @@ impl Client {
                 State { moved, begun: true, .. } => (moved, data),
                 State { moved, .. } => (moved, connect + data),
             };
-            // Dropping the sleep loses nothing; dropping the request ends it.
+            // Dropping the notice or the sleep loses nothing, for the state is looked at again; dropping the request ends
+            // it.
             tokio::select! {
                 biased;
                 response = &mut sent => return response.map_err(fault),
+                () = out.changed.notified() => {}
                 () = tokio::time::sleep_until((moved + wait).into()) => {
-                    if out.state().moved == moved {
-                        return Err(Fault::Silence(wait));
-                    }
+                    return Err(Fault::Silence(wait));
                 }
             }
         }
@@ -289,7 +296,10 @@ pub(super) fn segment(text: &str) -> String {
 }
 
 /// How far a body has gone. What was handed over is counted as gone: whether the network took it, nobody tells.
-struct Out(Mutex<State>);
+struct Out {
+    state: Mutex<State>,
+    changed: Notify,
+}
 
 #[derive(Clone, Copy)]
 struct State {
@@ -300,11 +310,12 @@ struct State {
 
 impl Out {
     fn new(is_empty: bool) -> Self {
-        Self(Mutex::new(State { moved: clock::now(), begun: is_empty, is_out: is_empty }))
+        let state = State { moved: clock::now(), begun: is_empty, is_out: is_empty };
+        Self { state: Mutex::new(state), changed: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> State {
@@ -317,6 +328,7 @@ impl Out {
 
     fn moved(&self, is_out: bool) {
         *self.lock() = State { moved: clock::now(), begun: true, is_out };
+        self.changed.notify_one();
     }
 }
 
@@ -359,10 +371,7 @@ mod tests {
     #[test]
     fn a_segment_shows_nothing_that_ends_a_path() {
         assert_eq!(segment("a.b-c_d~1@example.com"), "a.b-c_d~1@example.com");
-        assert_eq!(
-            segment("o'x_e.com#EXT#+1@t/?%"),
-            "o%27x_e.com%23EXT%23%2B1@t%2F%3F%25"
-        );
+        assert_eq!(segment("o'x_e.com#EXT#+1@t/?%"), "o%27x_e.com%23EXT%23%2B1@t%2F%3F%25");
         assert_eq!(segment("é"), "%C3%A9");
     }
 
@@ -374,7 +383,8 @@ mod tests {
     #[test]
     fn an_upload_url_is_not_shown() {
         assert_eq!(format!("{:?}", Target::Upload("https://x/y?authtoken=z")), "(upload session)");
-        let body = masked(b"no https://x/y?authtoken=z here", Target::Upload("https://x/y?authtoken=z"));
+        let body =
+            masked(b"no https://x/y?authtoken=z here", Target::Upload("https://x/y?authtoken=z"));
         assert_eq!(body, b"no *** here");
     }
 }

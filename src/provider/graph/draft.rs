@@ -16,14 +16,12 @@ use tracing::debug;
 use crate::message::outgoing::{Message, MessageReader};
 use crate::outcome::{Cause, Outcome, Scope, Stage, unreadable};
 
-use super::MAX_REQUEST;
 use super::answer::{Step, Try};
 use super::client::{Call, Content, Reply, Target, segment};
 use super::delivery::{Delivery, Refusal};
 use super::message::{Attachment, Draft, Octets};
+use super::{MAX_REQUEST, is_posted};
 
-/// A file of less goes by one request; of more by an upload session.
-const SMALL: u64 = 3_000_000;
 /// Octets of a range: below 4 MB, and a multiple of 320 KiB, which does no harm.
 const RANGE: u64 = 12 * 320 * 1024;
 /// A draft that was just made may not be found at once.
@@ -62,15 +60,13 @@ impl Delivery<'_> {
     /// Sends a draft that is complete. What leaves has to be known to have left before.
     pub(super) async fn send_it(&mut self, path: &str) -> Result<Outcome, Refusal> {
         let path = format!("{path}/send");
-        let reply =
-            self.call(Step::Send, Method::POST, &path, Content::None, Bytes::new()).await?;
+        let reply = self.call(Step::Send, Method::POST, &path, Content::None, Bytes::new()).await?;
         Ok(self.taken(&reply))
     }
 
     /// Best effort: a draft that stays harms nobody.
     async fn discard(&mut self, path: &str) {
-        let delete =
-            self.call(Step::Find, Method::DELETE, path, Content::None, Bytes::new());
+        let delete = self.call(Step::Find, Method::DELETE, path, Content::None, Bytes::new());
         if timeout(DELETION, delete).await.is_err() {
             debug!("graph: a draft could not be deleted in time");
         }
@@ -83,7 +79,7 @@ impl Delivery<'_> {
         source: &mut Source<'_>,
     ) -> Result<(), Refusal> {
         let can_post = file.post().size <= MAX_REQUEST;
-        let posts = can_post && file.size < SMALL;
+        let posts = is_posted(file);
         let first = match posts {
             true => self.post(file, path, source).await,
             false => self.upload(file, path, source).await,
@@ -121,7 +117,12 @@ impl Delivery<'_> {
     }
 
     /// A POST to a draft that may have been made a moment ago.
-    async fn call_shortly(&mut self, step: Step, path: &str, body: Bytes) -> Result<Reply, Refusal> {
+    async fn call_shortly(
+        &mut self,
+        step: Step,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Reply, Refusal> {
         let mut waits = SHORTLY.into_iter();
         loop {
             let reply = self.call(step, Method::POST, path, Content::Json, body.clone()).await;
@@ -143,7 +144,9 @@ impl Delivery<'_> {
         let begun = begun.json();
         let url = begun.as_ref().and_then(|it| member(it, "uploadUrl")?.as_str());
         let Some(url) = url.filter(|url| may_be_asked(url, &self.graph.config.graph)) else {
-            return Err(self.garbage(Step::Session, "an upload session without a URL that is https"));
+            return Err(
+                self.garbage(Step::Session, "an upload session without a URL that is https")
+            );
         };
         let mut window = Window::new(file);
         let mut next = begun.as_ref().and_then(expected).unwrap_or(0);

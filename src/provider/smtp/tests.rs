@@ -159,7 +159,13 @@ fn submission(body: Body) -> Submission {
     };
     let (message, reverse_path) =
         (Message::stored(&envelope, &body), envelope.reverse_path.clone());
-    Submission { envelope: Arc::new(envelope), reverse_path, part: vec![0], doubtful: Vec::new(), message }
+    Submission {
+        envelope: Arc::new(envelope),
+        reverse_path,
+        part: vec![0],
+        doubtful: Vec::new(),
+        message,
+    }
 }
 
 fn small() -> Submission {

@@ -2,7 +2,13 @@ use super::*;
 
 /// The message as the provider's own sender, by one request that went out to its end.
 fn case(step: Step) -> Case {
-    Case { step, body_out: true, own_mailbox: true, from_is_mailbox: true, null_reverse_path: false }
+    Case {
+        step,
+        body_out: true,
+        own_mailbox: true,
+        from_is_mailbox: true,
+        null_reverse_path: false,
+    }
 }
 
 fn body(code: &str) -> Vec<u8> {
@@ -15,16 +21,14 @@ fn body(code: &str) -> Vec<u8> {
 fn describe(verdict: &Verdict) -> String {
     let Verdict::Refused { outcome, first } = verdict else { return "taken".to_owned() };
     let cause = outcome.cause().unwrap();
-    let mut out =
-        format!("{} {} {}", outcome.label(), cause.scope.label(), cause.stage.label());
+    let mut out = format!("{} {} {}", outcome.label(), cause.scope.label(), cause.stage.label());
     if let Some(wait) = cause.retry_after {
         out += &format!(" {}s", wait.as_secs_f64());
     }
     if let Some(EnhancedStatus(class, subject, detail)) = cause.status {
         out += &format!(" {class}.{subject}.{detail}");
     }
-    for (is, name) in
-        [(cause.lost, "lost"), (cause.maybe_sent, "maybe"), (cause.null_path, "null")]
+    for (is, name) in [(cause.lost, "lost"), (cause.maybe_sent, "maybe"), (cause.null_path, "null")]
     {
         if is {
             out += &format!(" {name}");
@@ -98,11 +102,7 @@ fn a_recipient_is_refused_alone() {
         "ErrorInvalidRecipients",
         "failed recipient send 5.1.3 +FewerRecipients",
     );
-    check(
-        400,
-        "ErrorRecipientLimitExceeded",
-        "failed message send_mail 5.5.3 +FewerRecipients",
-    );
+    check(400, "ErrorRecipientLimitExceeded", "failed message send_mail 5.5.3 +FewerRecipients");
     check(403, "ErrorTooManyRecipients", "failed message send_mail 5.5.3 +FewerRecipients");
 }
 
@@ -237,6 +237,7 @@ fn a_mailbox_that_is_none_is_tried_through_the_sender() {
         "Request_ResourceNotFound",
         "MailboxNotEnabledForRESTAPI",
         "ErrorNonExistentMailbox",
+        "ErrorItemNotFound",
         "New",
         "",
     ] {
