@@ -74,7 +74,7 @@
 //! | `provider` | `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `message`, `config` |
 //! | `explain` | `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `message`, `policy`, `provider::graph`, `config` |
 //! | `admin` | `envelope`, `outcome`, `spool`, `delivery::operator`, `telemetry` |
-//! | `sandbox` | `smtp`, `config`, `app` |
+//! | `sandbox` | `smtp`, `envelope`, `config`, `app` |
 //! | `app` | everything |
 //! | `cli` | everything |
 //! | `bench` | everything |

@@ -1,4 +1,4 @@
-//! `mailsluice sandbox`: the gateway against a stand-in upstream.
+//! `mailsluice sandbox`: the gateway against a stand-in for its provider.
 
 use std::fs;
 use std::io::{self, Write};
@@ -19,9 +19,9 @@ use crate::metrics::Metrics;
 use crate::outcome::Outcome;
 use crate::provider::smtp::SmtpProvider;
 use crate::provider::{Outcomes, Provider, Submission};
+use crate::sandbox::graph::settings::{Limits, Settings};
 use crate::sandbox::inbox::Mail;
-use crate::sandbox::upstream::FAULTS;
-use crate::sandbox::{Addresses, Sandbox};
+use crate::sandbox::{self, Addresses, Remote, Sandbox, World, graph, upstream};
 use crate::smtp::address::{Charset, ForwardPath, Mailbox, ReversePath};
 use crate::smtp::params::Notify;
 use crate::{clock, telemetry};
@@ -48,31 +48,98 @@ pub(super) struct Args {
     /// A recipient for --message, repeatable [default: the message's To, Cc and Bcc]
     #[arg(long, value_name = "ADDRESS", requires = "message")]
     to: Vec<String>,
+    /// Run only the stand-in and the inbox, and print the [provider] table for a gateway of your own
+    #[arg(long, conflicts_with = "message")]
+    only_world: bool,
     /// Where applications send to
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:2525")]
     smtp: SocketAddr,
-    /// Where the inbox answers
+    /// Where the inbox answers, its page and its API
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:2580")]
     inbox: SocketAddr,
+    /// Where the stand-in answers
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    remote: SocketAddr,
+    /// Which limits of Microsoft 365 hold
+    #[arg(long, value_enum, default_value = "concurrency")]
+    limits: LimitsOf,
+    /// A setting of the simulated Microsoft 365, repeatable, such as limits.messages=3/10s or token_lifetime=30
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Kind {
     /// An upstream SMTP server
     Smtp,
+    /// The login and Graph of Microsoft 365
+    Microsoft365,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LimitsOf {
+    /// 4 requests at once to a mailbox
+    Concurrency,
+    /// All that the documents name
+    Documented,
+    /// None at all
+    None,
 }
 
 fn faults() -> String {
-    let mut text = "Recipients that ask the upstream for a fault, at any domain:\n".to_owned();
-    for (address, what) in FAULTS {
-        text.push_str(&format!("  {address:<14} {what}\n"));
+    let mut text = String::new();
+    for (title, list) in [
+        (
+            "Recipients that ask the SMTP server for a fault, at any domain:",
+            upstream::FAULTS.as_slice(),
+        ),
+        ("\nRecipients that ask Microsoft 365 for a fault:", &graph::faults::FAULTS),
+        (
+            "\nMailboxes (From addresses) that Microsoft 365 has trouble with:",
+            &graph::faults::MAILBOXES,
+        ),
+    ] {
+        text.push_str(&format!("{title}\n"));
+        for (address, what) in list {
+            text.push_str(&format!("  {address:<14} {what}\n"));
+        }
     }
     text.push_str("\nThe inbox: GET /api/v1/inbox lists what arrived, GET /api/v1/inbox/N is a message, DELETE empties it.");
     text
 }
 
+impl Args {
+    fn remote(&self) -> Result<Remote, String> {
+        if self.provider == Kind::Smtp {
+            if !self.set.is_empty() || self.limits != LimitsOf::Concurrency {
+                return Err("--set and --limits are for --provider microsoft365".to_owned());
+            }
+            return Ok(Remote::Smtp { slow: SLOW });
+        }
+        let mut settings = Settings::default();
+        settings.limits = match self.limits {
+            LimitsOf::Concurrency => settings.limits,
+            LimitsOf::Documented => Limits::DOCUMENTED,
+            LimitsOf::None => Limits::NONE,
+        };
+        for text in &self.set {
+            let (key, value) =
+                text.split_once('=').ok_or_else(|| format!("--set {text}: no KEY=VALUE"))?;
+            let changed = settings.with(key, value);
+            settings = changed.map_err(|error| format!("--set {text}: {error}"))?;
+        }
+        Ok(Remote::Microsoft365(Box::new(settings)))
+    }
+}
+
 pub(super) fn run(args: &Args) -> ExitCode {
-    let Kind::Smtp = args.provider;
+    let remote = match args.remote() {
+        Ok(remote) => remote,
+        Err(problem) => {
+            eprintln!("{problem}");
+            return super::EX_USAGE.into();
+        }
+    };
     let runtime = match super::runtime() {
         Ok(runtime) => runtime,
         Err(code) => return code,
@@ -81,6 +148,9 @@ pub(super) fn run(args: &Args) -> ExitCode {
         if args.message.is_some() { config::LogLevel::Error } else { config::LogLevel::Info };
     let log = config::Log { level, format: config::LogFormat::Text, addresses: true };
     let _log = telemetry::start(&log, Arc::new(Metrics::new())).ok();
+    if args.only_world {
+        return runtime.block_on(only_world(args, &remote)).unwrap_or_else(|code| code);
+    }
     let folder = match Folder::make() {
         Ok(folder) => folder,
         Err(error) => {
@@ -89,26 +159,43 @@ pub(super) fn run(args: &Args) -> ExitCode {
         }
     };
     let ended = match &args.message {
-        Some(file) => runtime.block_on(send_one(file, args, &folder.0)),
-        None => runtime.block_on(serve(args, &folder.0)),
+        Some(file) => runtime.block_on(send_one(file, args, &remote, &folder.0)),
+        None => runtime.block_on(serve(args, &remote, &folder.0)),
     };
     ended.unwrap_or_else(|code| code)
 }
 
+/// Without a gateway: for one that is set up by hand, and for tests.
+async fn only_world(args: &Args, remote: &Remote) -> Result<ExitCode, ExitCode> {
+    let world = World::start(remote, args.remote, args.inbox).await.map_err(in_use)?;
+    println!("inbox     http://{}/", world.inbox_address);
+    println!("\n# for the configuration of a gateway\n{}", sandbox::provider(remote, world.remote));
+    println!("Ctrl-C ends it; nothing is kept.");
+    drop(io::stdout().flush());
+    super::run::Signals::new().map_err(|_refused| super::EX_OSERR)?.end().await;
+    world.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn in_use(error: io::Error) -> ExitCode {
+    eprintln!(
+        "{error}\nAnother address can be given with --smtp, --inbox and --remote; port 0 takes a free one."
+    );
+    super::EX_OSERR.into()
+}
+
 /// The interactive form: runs until it is interrupted.
-async fn serve(args: &Args, folder: &Path) -> Result<ExitCode, ExitCode> {
+async fn serve(args: &Args, remote: &Remote, folder: &Path) -> Result<ExitCode, ExitCode> {
     let wanted = Addresses {
         smtp: args.smtp,
         inbox: args.inbox,
+        remote: args.remote,
         admin: SocketAddr::from(([127, 0, 0, 1], 0)),
     };
-    let sandbox = Sandbox::start(wanted, folder, SLOW).await.map_err(|error| {
-        eprintln!("{error}\nAnother address can be given with --smtp and --inbox; port 0 takes a free one.");
-        ExitCode::from(super::EX_OSERR)
-    })?;
-    let Addresses { smtp, inbox, admin } = sandbox.addresses;
+    let sandbox = Sandbox::start(wanted, remote, folder).await.map_err(in_use)?;
+    let Addresses { smtp, inbox, remote: _, admin } = sandbox.addresses;
     println!("send to   smtp://{smtp}");
-    println!("inbox     http://{inbox}/api/v1/inbox");
+    println!("inbox     http://{inbox}/");
     println!("metrics   http://{admin}/metrics");
     println!("for example: swaks --server {smtp} --from me@example.com --to you@example.com");
     println!("Ctrl-C ends it; nothing is kept.");
@@ -119,7 +206,12 @@ async fn serve(args: &Args, folder: &Path) -> Result<ExitCode, ExitCode> {
 }
 
 /// The form for scripts: one message in, what arrived out.
-async fn send_one(file: &Path, args: &Args, folder: &Path) -> Result<ExitCode, ExitCode> {
+async fn send_one(
+    file: &Path,
+    args: &Args,
+    remote: &Remote,
+    folder: &Path,
+) -> Result<ExitCode, ExitCode> {
     let content = fs::read(file).map_err(|error| {
         eprintln!("cannot read {}: {error}", file.display());
         ExitCode::from(super::EX_NOINPUT)
@@ -129,8 +221,8 @@ async fn send_one(file: &Path, args: &Args, folder: &Path) -> Result<ExitCode, E
         ExitCode::from(super::EX_USAGE)
     })?;
     let free = SocketAddr::from(([127, 0, 0, 1], 0));
-    let sandbox =
-        Sandbox::start(Addresses { smtp: free, inbox: free, admin: free }, folder, SLOW).await;
+    let wanted = Addresses { smtp: free, inbox: free, remote: free, admin: free };
+    let sandbox = Sandbox::start(wanted, remote, folder).await;
     let sandbox = sandbox.map_err(|error| {
         eprintln!("{error}");
         ExitCode::from(super::EX_OSERR)
@@ -284,8 +376,9 @@ async fn wait_for(sandbox: &Sandbox, message: &Message) -> ExitCode {
     for mail in sandbox.inbox.mails() {
         print_mail(&mail);
     }
+    let by = sandbox.remote_name();
     for refused in sandbox.inbox.refused() {
-        println!("refused by the upstream: <{}>: {}", refused.to, refused.reply);
+        println!("refused by {by}: <{}>: {}", refused.to, refused.reply);
     }
     match ended {
         Ok(true) => ExitCode::SUCCESS,
@@ -300,6 +393,12 @@ async fn wait_for(sandbox: &Sandbox, message: &Message) -> ExitCode {
 fn print_mail(mail: &Mail) {
     println!("arrived: from <{}> to <{}>, {} octets", mail.from, mail.to.join(">, <"), mail.size);
     println!("----");
+    if let Some(stored) = &mail.stored {
+        // As the mailbox has it; the bytes that came in are mostly base64.
+        println!("{}", serde_json::to_string_pretty(stored.as_ref()).unwrap_or_default());
+        println!("----");
+        return;
+    }
     let mut out = io::stdout().lock();
     // A pipe that was closed has seen enough.
     drop(out.write_all(&mail.content).and_then(|()| out.flush()));

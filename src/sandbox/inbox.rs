@@ -19,7 +19,7 @@ use crate::sandbox::graph::message::Stored;
 
 /// The oldest go beyond so many messages, or so many octets.
 const MAX_MESSAGES: usize = 1_000;
-const MAX_OCTETS: usize = 256 * 1024 * 1024;
+pub(super) const MAX_OCTETS: usize = 256 * 1024 * 1024;
 
 /// A message as the other side took it: the envelope that was really used, and the bytes.
 #[derive(Clone, Debug, Serialize)]
@@ -209,16 +209,19 @@ async fn attachment(
     let mail = inbox.mails().into_iter().find(|mail| mail.number == number);
     let stored = mail.and_then(|mail| mail.stored);
     match stored.as_ref().and_then(|stored| stored.attachments.get(attachment)) {
-        // Never as a page of our own.
-        Some(attachment) => (
-            [
-                (header::CONTENT_TYPE, "application/octet-stream"),
-                (header::CONTENT_DISPOSITION, "attachment"),
+        Some(attachment) => {
+            // A picture may be looked at; nothing is ever a page of our own.
+            let pictures = ["image/png", "image/jpeg", "image/gif", "image/webp"];
+            let kind = attachment.content_type.to_ascii_lowercase();
+            let picture = pictures.into_iter().find(|picture| *picture == kind);
+            let place = if picture.is_some() { "inline" } else { "attachment" };
+            let headers = [
+                (header::CONTENT_TYPE, picture.unwrap_or("application/octet-stream")),
+                (header::CONTENT_DISPOSITION, place),
                 (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-            ],
-            attachment.content.clone(),
-        )
-            .into_response(),
+            ];
+            (headers, attachment.content.clone()).into_response()
+        }
         None => (StatusCode::NOT_FOUND, "no such attachment\n").into_response(),
     }
 }

@@ -70,6 +70,8 @@ pub(super) enum Asked {
     /// Not taken.
     Instead(End),
     Refused(Refusal),
+    /// Not taken this time.
+    Later(Refusal),
     /// Taken, then this.
     Then(End),
     /// Taken, after a while.
@@ -81,12 +83,12 @@ pub(super) enum Asked {
 pub(super) struct Askers(HashMap<String, u32>);
 
 impl Askers {
-    /// What the recipients ask for; the first that asks for something is heard.
+    /// What the recipients ask for, and which of them; the first that asks for something is heard.
     pub(super) fn ask<'a>(
         &mut self,
         mut recipients: impl Iterator<Item = &'a str>,
-    ) -> Option<Asked> {
-        recipients.find_map(|recipient| self.one(recipient))
+    ) -> Option<(&'a str, Asked)> {
+        recipients.find_map(|recipient| Some((recipient, self.one(recipient)?)))
     }
 
     fn one(&mut self, address: &str) -> Option<Asked> {
@@ -148,7 +150,7 @@ impl Askers {
                         "The server cannot service this request right now.",
                     )
                 };
-                Some(Asked::Refused(refusal.retry_after(delay)))
+                Some(Asked::Later(refusal.retry_after(delay)))
             }
             _ => None,
         }

@@ -22,20 +22,20 @@ use crate::shutdown::Shutdown;
 
 use super::answer::{Answer, End, Refusal, guid};
 use super::records;
-use super::{Entered, Head, Octets, World};
+use super::{Entered, Head, Octets, Service};
 
 /// What is read of a body that is too large, so that its sender hears the answer.
 const MAX_READ: u64 = 512 * 1024 * 1024;
 
-pub(super) async fn listen(world: Arc<World>, socket: TcpListener, shutdown: Shutdown) {
+pub(super) async fn listen(service: Arc<Service>, socket: TcpListener, shutdown: Shutdown) {
     // An accept that is dropped mid-way has taken no connection.
     while let Some(accepted) = shutdown.token.run_until_cancelled(socket.accept()).await {
         let Ok((stream, _)) = accepted else { continue };
         drop(stream.set_nodelay(true));
-        let world = Arc::clone(&world);
+        let service = Arc::clone(&service);
         let token = shutdown.token.clone();
         shutdown.tasks.spawn(async move {
-            let service = service_fn(|request| exchange(Arc::clone(&world), request));
+            let service = service_fn(|request| exchange(Arc::clone(&service), request));
             let served = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
             // The end of a connection is part of the play.
             drop(token.run_until_cancelled(served).await);
@@ -57,7 +57,7 @@ impl std::error::Error for Dropped {}
 
 /// Writes into the record how the request ended, also where its sender went away.
 struct Recording {
-    world: Arc<World>,
+    service: Arc<Service>,
     number: u64,
     end: &'static str,
     status: Option<u16>,
@@ -65,27 +65,27 @@ struct Recording {
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        self.world.records.end(self.number, self.end, self.status);
+        self.service.records.end(self.number, self.end, self.status);
     }
 }
 
 async fn exchange(
-    world: Arc<World>,
+    service: Arc<Service>,
     request: Request<Incoming>,
 ) -> Result<Response<Content>, Dropped> {
     let (parts, mut body) = request.into_parts();
     let head = head(&parts);
     let mut headers = head.headers.clone();
     if let Some(value) = headers.get_mut("authorization") {
-        *value = world.shown_authorization(value);
+        *value = service.shown_authorization(value);
     }
     let path = parts.uri.path_and_query().map_or_else(String::new, ToString::to_string);
-    let number = world.records.begin(head.method.clone(), without_secret(&path), headers);
+    let number = service.records.begin(head.method.clone(), without_secret(&path), headers);
     let mut recording =
-        Recording { world: Arc::clone(&world), number, end: "dropped", status: None };
+        Recording { service: Arc::clone(&service), number, end: "dropped", status: None };
     let request_id = guid();
     // Until it has been answered, a request is at work.
-    let (end, _at_work) = play(&world, &head, &mut body, number, &request_id).await;
+    let (end, _at_work) = play(&service, &head, &mut body, number, &request_id).await;
     let (answer, kind) = match end {
         End::Answer(answer) => (answer, Kind::Whole),
         End::Endless(answer) => (answer, Kind::Endless),
@@ -93,7 +93,7 @@ async fn exchange(
         End::Drop => return Err(Dropped),
         End::Hang => {
             recording.end = "hung";
-            // Until the other side, or the world, ends.
+            // Until the other side, or the service, ends.
             std::future::pending::<Infallible>().await;
             return Err(Dropped);
         }
@@ -104,15 +104,15 @@ async fn exchange(
 }
 
 async fn play(
-    world: &Arc<World>,
+    service: &Arc<Service>,
     head: &Head,
     body: &mut Incoming,
     number: u64,
     request_id: &str,
 ) -> (End, Option<Entered>) {
-    let fault = world.faults.take(&head.method, &head.path);
+    let fault = service.faults.take(&head.method, &head.path);
     if let Some(fault) = &fault {
-        world.records.fault(number, "by request");
+        service.records.fault(number, "by request");
         if !fault.acts && !fault.only_delays() {
             if read(body, 0, fault.read.unwrap_or(MAX_READ)).await.is_err() {
                 return (End::Drop, None);
@@ -121,13 +121,13 @@ async fn play(
             return (fault.end(request_id), None);
         }
     }
-    let entered = world.enter(head);
-    let most = world.settings().request_size;
+    let entered = service.enter(head);
+    let most = service.settings().request_size;
     let Ok(octets) = read(body, most, MAX_READ).await else { return (End::Drop, None) };
     let content_type = head.content_type();
-    world.records.body(number, octets.size, records::shown(&octets.kept, &content_type));
+    service.records.body(number, octets.size, records::shown(&octets.kept, &content_type));
     let done = match &entered {
-        None => world.act_elsewhere(head, &octets),
+        None => service.act_elsewhere(head, &octets),
         Some(Ok(entered)) => entered.act(head, &octets),
         Some(Err(refusal)) => Err(refusal.clone()),
     };
@@ -136,7 +136,7 @@ async fn play(
         Err(refusal) => refused(&refusal, request_id, head).into(),
     };
     if let Some(words) = outcome.fault {
-        world.records.fault(number, words);
+        service.records.fault(number, words);
     }
     tokio::time::sleep(outcome.delay).await;
     let mut end = outcome.end;

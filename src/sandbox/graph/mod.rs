@@ -44,7 +44,7 @@ pub mod settings;
 mod tests;
 
 /// The simulated service.
-pub struct World {
+pub struct Service {
     /// `http://ADDRESS:PORT`: the root of login and Graph.
     pub root: String,
     pub inbox: Arc<Inbox>,
@@ -104,7 +104,7 @@ impl From<Answer> for Outcome {
 
 /// A request that is at work: it counts among those at once until this is dropped.
 struct Entered {
-    world: Arc<World>,
+    service: Arc<Service>,
     lane: Lane,
     app: App,
     settings: Arc<Settings>,
@@ -113,7 +113,7 @@ struct Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        lock(&self.world.traffic).leave(&self.lane);
+        lock(&self.service.traffic).leave(&self.lane);
     }
 }
 
@@ -121,7 +121,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl World {
+impl Service {
     /// Serves on that socket until the end.
     pub fn start(
         socket: TcpListener,
@@ -130,7 +130,7 @@ impl World {
         shutdown: &Shutdown,
     ) -> io::Result<Arc<Self>> {
         let root = format!("http://{}", socket.local_addr()?);
-        let world = Arc::new(Self {
+        let service = Arc::new(Self {
             root,
             inbox,
             settings: Mutex::new(Arc::new(settings)),
@@ -141,8 +141,8 @@ impl World {
             mailboxes: Mutex::default(),
             askers: Mutex::default(),
         });
-        shutdown.tasks.spawn(http::listen(Arc::clone(&world), socket, shutdown.clone()));
-        Ok(world)
+        shutdown.tasks.spawn(http::listen(Arc::clone(&service), socket, shutdown.clone()));
+        Ok(service)
     }
 
     pub fn settings(&self) -> Arc<Settings> {
@@ -200,7 +200,7 @@ impl World {
         let lane = (app.client_id.clone(), mailbox.clone());
         lock(&self.traffic).enter(&lane, &settings.limits, clock::now())?;
         let app = app.clone();
-        let entered = Entered { world: Arc::clone(self), lane, app, settings, mailbox };
+        let entered = Entered { service: Arc::clone(self), lane, app, settings, mailbox };
         entered.exists()?;
         Ok(entered)
     }
@@ -339,10 +339,10 @@ impl Entered {
             return Err(Refusal::new(413, "RequestEntityTooLarge", ""));
         }
         let limits = &self.settings.limits;
-        lock(&self.world.traffic).upload(&self.lane, body.size, limits, clock::now())?;
+        lock(&self.service.traffic).upload(&self.lane, body.size, limits, clock::now())?;
         let segments: Vec<&str> = head.segments.iter().skip(3).map(String::as_str).collect();
         let method = head.method.as_str();
-        let mailboxes = || lock(&self.world.mailboxes);
+        let mailboxes = || lock(&self.service.mailboxes);
         let query = query(&head.query);
         let select = query.get("$select").and_then(Value::as_str);
         let write = ["Mail.ReadWrite"];
@@ -399,7 +399,7 @@ impl Entered {
                 self.needs(&write)?;
                 needs_json(head)?;
                 let json = message::parse(&body.kept)?;
-                let root = &self.world.root;
+                let root = &self.service.root;
                 mailboxes().open_session(&self.lane, id, &json, root, &self.settings)?
             }
             ("POST", ["messages", id, "send"]) => {
@@ -428,7 +428,7 @@ impl Entered {
             None => Filter::default(),
         };
         let lag = Duration::from_millis(self.settings.index_lag_ms);
-        Ok(lock(&self.world.mailboxes).list(&self.mailbox, &filter, drafts, query, lag))
+        Ok(lock(&self.service.mailboxes).list(&self.mailbox, &filter, drafts, query, lag))
     }
 
     fn send_mail(&self, head: &Head, body: &Octets) -> Result<Outcome, Refusal> {
@@ -445,14 +445,14 @@ impl Entered {
             let words = "The message exceeds the maximum supported size.";
             return Err(Refusal::new(400, "ErrorMessageSizeExceeded", words));
         }
-        self.submit(&stored, |world| {
+        self.submit(&stored, |service| {
             if save {
                 let mut copy = stored.clone();
                 if copy.internet_message_id.is_empty() {
                     copy.internet_message_id =
                         format!("<{}@sandbox.prod.outlook.invalid>", answer::guid());
                 }
-                lock(&world.mailboxes).keep_sent(&self.mailbox, copy);
+                lock(&service.mailboxes).keep_sent(&self.mailbox, copy);
             }
             let bytes = match form {
                 Form::Mime => mime::decoded(&body.kept).unwrap_or_default(),
@@ -473,9 +473,9 @@ impl Entered {
         if body.size > 0 {
             return Err(Refusal::new(400, "BadRequest", "The request has a body."));
         }
-        let stored = lock(&self.world.mailboxes).peek(&self.mailbox, id)?;
-        self.submit(&stored, |world| {
-            let stored = lock(&world.mailboxes).sent(&self.mailbox, id)?;
+        let stored = lock(&self.service.mailboxes).peek(&self.mailbox, id)?;
+        self.submit(&stored, |service| {
+            let stored = lock(&service.mailboxes).sent(&self.mailbox, id)?;
             let bytes = serde_json::to_vec(&stored).unwrap_or_default();
             Ok((stored, Form::Draft, bytes))
         })
@@ -485,16 +485,30 @@ impl Entered {
     fn submit(
         &self,
         stored: &Stored,
-        taken: impl Fn(&World) -> Result<(Stored, Form, Vec<u8>), Refusal>,
+        taken: impl Fn(&Service) -> Result<(Stored, Form, Vec<u8>), Refusal>,
     ) -> Result<Outcome, Refusal> {
         stored.check_recipients(self.settings.recipients)?;
         self.may_send_as(stored)?;
-        let asked = lock(&self.world.askers).ask(stored.recipients());
+        let asked = lock(&self.service.askers).ask(stored.recipients());
         let fault = asked.as_ref().map(|_| "by address");
         let mut outcome = Outcome { fault, ..Outcome::from(Answer::empty(202)) };
+        let (address, asked) = asked.unzip();
+        let turned_away = |words: String| {
+            self.service.inbox.refuse(address.unwrap_or_default().to_owned(), words);
+        };
         match asked {
-            Some(Asked::Refused(refusal)) => return Err(refusal),
+            Some(Asked::Later(refusal)) => return Err(refusal),
+            Some(Asked::Refused(refusal)) => {
+                turned_away(format!("{} {}", refusal.status, refusal.code));
+                return Err(refusal);
+            }
             Some(Asked::Instead(end)) => {
+                turned_away(match &end {
+                    End::Answer(answer) => answer.status.to_string(),
+                    End::Drop => "connection dropped".to_owned(),
+                    End::Hang => "no answer".to_owned(),
+                    End::Endless(_) | End::Truncated(_) => "an answer without an end".to_owned(),
+                });
                 outcome.end = end;
                 return Ok(outcome);
             }
@@ -504,10 +518,10 @@ impl Entered {
         }
         let count = stored.recipients().count() as u64;
         let limits = &self.settings.limits;
-        lock(&self.world.traffic).send(&self.mailbox, count, limits, clock::now())?;
-        let (stored, form, bytes) = taken(&self.world)?;
+        lock(&self.service.traffic).send(&self.mailbox, count, limits, clock::now())?;
+        let (stored, form, bytes) = taken(&self.service)?;
         let from = stored.from.as_ref().map_or(&self.mailbox, |from| &from.address).clone();
-        self.world.inbox.take(Taken {
+        self.service.inbox.take(Taken {
             received: clock::wall().0,
             from,
             to: stored.recipients().map(str::to_owned).collect(),

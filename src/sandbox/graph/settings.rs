@@ -1,4 +1,4 @@
-//! How the simulated world is set up: who may log in, which mailboxes there are, which limits hold.
+//! How the simulated service is set up: who may log in, which mailboxes there are, which limits hold.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,7 +10,7 @@ pub const TENANT: &str = "5a4db0c5-0000-4000-8000-000000000001";
 pub const CLIENT: &str = "5a4db0c5-0000-4000-8000-000000000002";
 pub const SECRET: &str = "sandbox~secret+with/odd&characters";
 
-/// Everything about the world that can be set; `GET /api/v1/settings` shows it, `PATCH` changes the keys it names.
+/// Everything about the service that can be set; `GET /api/v1/settings` shows it, `PATCH` changes the keys it names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
@@ -156,6 +156,13 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// With one key changed, as a command line writes it: `limits.messages` and `3/10s`. The value is JSON, else a text.
+    pub fn with(&self, key: &str, value: &str) -> Result<Self, serde_json::Error> {
+        let value = serde_json::from_str(value).unwrap_or_else(|_text| value.into());
+        let change = key.rsplit('.').fold(value, |inner, name| serde_json::json!({ name: inner }));
+        self.patched(&change)
+    }
+
     /// Takes the keys that `change` names; of a table, the keys in it.
     pub(super) fn patched(&self, change: &serde_json::Value) -> Result<Self, serde_json::Error> {
         fn merge(into: &mut serde_json::Value, change: &serde_json::Value) {
@@ -239,6 +246,11 @@ mod tests {
         assert_eq!(after.limits.concurrency, Some(4));
         assert_eq!(after.limits.messages, Some(Rate::parse("2/1s").unwrap()));
         assert_eq!(after.apps, before.apps);
+        assert_eq!(before.with("token_lifetime", "5").unwrap().token_lifetime, 5);
+        let limits = before.with("limits.messages", "2/1s").unwrap().limits;
+        assert_eq!(limits, after.limits);
+        assert_eq!(before.with("limits.concurrency", "null").unwrap().limits.concurrency, None);
+        assert!(before.with("limits.message", "2/1s").is_err());
         assert!(before.patched(&serde_json::json!({ "tokenlifetime": 5 })).is_err());
         assert!(before.patched(&serde_json::json!({ "limits": { "messages": "2" } })).is_err());
     }

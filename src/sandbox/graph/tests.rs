@@ -17,9 +17,9 @@ const CERTIFICATE: &str = include_str!("testdata/app.crt");
 const KEY: &str = include_str!("testdata/app.key");
 const MAILBOX: &str = "me@contoso.test";
 
-/// A world with its client, which is logged in.
+/// A service with its client, which is logged in.
 struct Play {
-    world: Arc<World>,
+    service: Arc<Service>,
     shutdown: Shutdown,
     client: Client,
     token: String,
@@ -38,10 +38,10 @@ impl Play {
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let shutdown = Shutdown::new();
         let inbox = Arc::new(Inbox::new());
-        let world = World::start(socket, settings, inbox, &shutdown).unwrap();
+        let service = Service::start(socket, settings, inbox, &shutdown).unwrap();
         let client = Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
         let mut play =
-            Self { world, shutdown, client: client.build().unwrap(), token: String::new() };
+            Self { service, shutdown, client: client.build().unwrap(), token: String::new() };
         play.token = play.log_in().await;
         play
     }
@@ -57,7 +57,7 @@ impl Play {
     }
 
     async fn ask_token_of(&self, tenant: &str, fields: &[(&str, &str)]) -> Response {
-        let scope = format!("{}/.default", self.world.root);
+        let scope = format!("{}/.default", self.service.root);
         let mut form = BTreeMap::from([
             ("client_id", CLIENT),
             ("scope", scope.as_str()),
@@ -65,7 +65,7 @@ impl Play {
         ]);
         form.extend(fields.iter().copied());
         form.retain(|_, value| !value.is_empty());
-        let url = format!("{}/{tenant}/oauth2/v2.0/token", self.world.root);
+        let url = format!("{}/{tenant}/oauth2/v2.0/token", self.service.root);
         let mut body = oauth2::url::form_urlencoded::Serializer::new(String::new());
         let body = body.extend_pairs(form).finish();
         let request = self.client.post(url).body(body);
@@ -74,7 +74,7 @@ impl Play {
 
     fn request(&self, method: &str, path: &str) -> RequestBuilder {
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
-        let url = format!("{}/v1.0/users/{MAILBOX}/{path}", self.world.root);
+        let url = format!("{}/v1.0/users/{MAILBOX}/{path}", self.service.root);
         self.client.request(method, url).bearer_auth(&self.token)
     }
 
@@ -86,11 +86,11 @@ impl Play {
     async fn check(&self, change: Value, status: u16, code: &str) {
         let mut message = message();
         merge(&mut message, &change);
-        let before = self.world.inbox.arrived();
+        let before = self.service.inbox.arrived();
         let answer = self.post("sendMail", &message).await;
         let (found, body) = (answer.status().as_u16(), answer.text().await.unwrap());
         assert_eq!(found, status, "{change} {body}");
-        let taken = self.world.inbox.arrived() - before;
+        let taken = self.service.inbox.arrived() - before;
         assert_eq!(taken, u64::from(status == 202), "{change}");
         if status == 202 {
             assert_eq!(body, "");
@@ -113,8 +113,8 @@ impl Play {
     }
 
     fn set(&self, change: Value) {
-        let settings = self.world.settings().patched(&change).unwrap();
-        self.world.set(settings);
+        let settings = self.service.settings().patched(&change).unwrap();
+        self.service.set(settings);
     }
 
     async fn stop(self) {
@@ -185,7 +185,7 @@ async fn a_message_is_taken_and_shown_as_it_is_stored() {
         "attachments": [attachment("a.bin", b"\0\x01\x02")],
     }});
     play.check(change, 202, "").await;
-    let mails = play.world.inbox.mails();
+    let mails = play.service.inbox.mails();
     let mail = mails.last().unwrap();
     assert_eq!(mail.from, MAILBOX);
     assert_eq!(mail.to, ["ann@example.com", "bob@example.com", "eve@example.com"]);
@@ -289,7 +289,7 @@ async fn a_request_has_its_content_type_its_size_and_its_json() {
     assert_eq!(send("application/json", format!("{good}{blank}")).await.status(), 202);
     let mime = STANDARD.encode("To: ann@example.com\r\nSubject: x\r\n\r\nhello\r\n");
     assert_eq!(send("text/plain", mime).await.status(), 202);
-    let mail = play.world.inbox.mails().pop().unwrap();
+    let mail = play.service.inbox.mails().pop().unwrap();
     assert!(mail.content.starts_with(b"To: ann@example.com\r\n"));
     assert_eq!(
         code_of(send("text/plain", "!".to_owned()).await).await.1,
@@ -341,9 +341,9 @@ async fn a_token_shows_its_rights_and_lasts_as_long_as_it_says() {
     let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
     let payload: Value = serde_json::from_slice(&payload).unwrap();
     assert_eq!(payload["roles"], json!(["Mail.Send", "Mail.ReadWrite"]));
-    assert_eq!(payload["aud"], play.world.root);
+    assert_eq!(payload["aud"], play.service.root);
     play.set(json!({ "token_lifetime": 0, "refresh_in": 1 }));
-    let url = format!("{}/v1.0/users/{MAILBOX}/sendMail", play.world.root);
+    let url = format!("{}/v1.0/users/{MAILBOX}/sendMail", play.service.root);
     let expired = play.log_in().await;
     let answer = play.client.post(&url).bearer_auth(expired).json(&message()).send().await.unwrap();
     assert!(answer.headers().contains_key("www-authenticate"));
@@ -351,7 +351,7 @@ async fn a_token_shows_its_rights_and_lasts_as_long_as_it_says() {
     let answer = play.client.post(&url).json(&message()).send().await.unwrap();
     assert_eq!(answer.status(), 401);
     play.check(json!({}), 202, "").await;
-    play.world.revoke_tokens();
+    play.service.revoke_tokens();
     play.check(json!({}), 401, "InvalidAuthenticationToken").await;
     play.stop().await;
 }
@@ -362,9 +362,9 @@ async fn client_and_secret_are_taken_by_basic_too() {
     let encode = |text: &str| {
         oauth2::url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>()
     };
-    let url = format!("{}/{TENANT}/oauth2/v2.0/token", play.world.root);
+    let url = format!("{}/{TENANT}/oauth2/v2.0/token", play.service.root);
     let body =
-        format!("grant_type=client_credentials&scope={}%2F.default", encode(&play.world.root));
+        format!("grant_type=client_credentials&scope={}%2F.default", encode(&play.service.root));
     for (secret, status) in [(encode(SECRET), 200), (SECRET.to_owned(), 401)] {
         let request = play.client.post(&url).basic_auth(CLIENT, Some(secret)).body(body.clone());
         let request = request.header("content-type", "application/x-www-form-urlencoded");
@@ -403,7 +403,7 @@ fn assertion(root: &str, jti: &str, header: Value, claims: Value) -> String {
 async fn a_certificate_logs_in_by_an_assertion_that_is_right_in_every_point() {
     let play = Play::start().await;
     play.set(json!({ "apps": [{ "certificates": [CERTIFICATE] }] }));
-    let root = play.world.root.clone();
+    let root = play.service.root.clone();
     let ask = async |jwt: &str| {
         let kind = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
         let fields = [("client_assertion", jwt), ("client_assertion_type", kind)];
@@ -440,13 +440,13 @@ async fn a_certificate_logs_in_by_an_assertion_that_is_right_in_every_point() {
 async fn a_machine_with_an_identity_is_given_a_token_without_a_secret() {
     let play = Play::start().await;
     let ask = async |query: &str, metadata: bool| {
-        let url = format!("{}/metadata/identity/oauth2/token?{query}", play.world.root);
+        let url = format!("{}/metadata/identity/oauth2/token?{query}", play.service.root);
         let request = play.client.get(url);
         let request = if metadata { request.header("metadata", "true") } else { request };
         let answer = request.send().await.unwrap();
         (answer.status().as_u16(), json_of(answer).await)
     };
-    let query = format!("api-version=2018-02-01&resource={}", play.world.root);
+    let query = format!("api-version=2018-02-01&resource={}", play.service.root);
     assert_eq!(ask(&query, true).await.0, 400, "no identity");
     play.set(json!({ "apps": [{ "managed_identity": true }] }));
     let (status, body) = ask(&query, true).await;
@@ -533,7 +533,7 @@ async fn a_large_message_goes_by_a_draft_and_an_upload_session() {
     assert_eq!(put(0, 10).send().await.unwrap().status(), 404, "the session is over");
 
     assert_eq!(play.send(&id).await.status(), 202);
-    let mail = play.world.inbox.mails().pop().unwrap();
+    let mail = play.service.inbox.mails().pop().unwrap();
     let stored = mail.stored.unwrap();
     assert_eq!(mail.form, Form::Draft);
     assert_eq!(&stored.attachments[0].content[..], b"abc");
@@ -547,7 +547,7 @@ async fn a_draft_is_sent_only_with_a_length_of_zero_and_goes_on_delete() {
     let play = Play::start().await;
     let id = play.draft().await;
     let path = format!("messages/{id}");
-    let url = format!("{}/v1.0/users/{MAILBOX}/{path}/send", play.world.root);
+    let url = format!("{}/v1.0/users/{MAILBOX}/{path}/send", play.service.root);
     // The client writes a length of zero by itself, so this one is written by hand.
     let answer = raw(&play, &format!("POST {url} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", play.token)).await;
     assert!(answer.starts_with("HTTP/1.1 411 "), "{answer}");
@@ -561,14 +561,14 @@ async fn a_draft_is_sent_only_with_a_length_of_zero_and_goes_on_delete() {
     assert_eq!(json_of(answer).await["subject"], "New");
     assert_eq!(play.request("DELETE", &path).send().await.unwrap().status(), 204);
     assert_eq!(play.request("GET", &path).send().await.unwrap().status(), 404);
-    assert_eq!(play.world.inbox.arrived(), 0);
+    assert_eq!(play.service.inbox.arrived(), 0);
     play.stop().await;
 }
 
 /// What is answered to these octets, until the connection ends or its head is there.
 async fn raw(play: &Play, request: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let address = play.world.root.strip_prefix("http://").unwrap();
+    let address = play.service.root.strip_prefix("http://").unwrap();
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
@@ -630,19 +630,19 @@ async fn recipients_ask_for_faults() {
     let answer = play.post("sendMail", &one).await;
     assert_eq!(answer.status(), 503);
     assert!(answer.text().await.unwrap().contains("<html>"));
-    assert_eq!(play.world.inbox.arrived(), 0);
+    assert_eq!(play.service.inbox.arrived(), 0);
     play.check(to("throttle-1@x.test"), 429, "ApplicationThrottled").await;
     play.check(to("throttle-1@x.test"), 202, "").await;
     merge(&mut one, &to("sent-504@x.test"));
     assert_eq!(play.post("sendMail", &one).await.status(), 504);
-    assert_eq!(play.world.inbox.arrived(), 2);
+    assert_eq!(play.service.inbox.arrived(), 2);
     merge(&mut one, &to("lost-answer@x.test"));
     assert!(play.request("POST", "sendMail").json(&one).send().await.is_err());
-    assert_eq!(play.world.inbox.arrived(), 3);
+    assert_eq!(play.service.inbox.arrived(), 3);
     merge(&mut one, &to("drop@x.test"));
     assert!(play.request("POST", "sendMail").json(&one).send().await.is_err());
-    assert_eq!(play.world.inbox.arrived(), 3);
-    let url = format!("{}/v1.0/users/unlicensed@contoso.test/sendMail", play.world.root);
+    assert_eq!(play.service.inbox.arrived(), 3);
+    let url = format!("{}/v1.0/users/unlicensed@contoso.test/sendMail", play.service.root);
     let answer =
         play.client.post(url).bearer_auth(&play.token).json(&message()).send().await.unwrap();
     assert_eq!(code_of(answer).await, (404, "MailboxNotEnabledForRESTAPI".to_owned()));
@@ -653,7 +653,7 @@ async fn recipients_ask_for_faults() {
 async fn faults_are_played_for_the_requests_that_they_name() {
     let play = Play::start().await;
     let path = "/v1.0/users/*/sendMail".to_owned();
-    let fault = |fault: Fault| play.world.fault(Fault { path: path.clone(), ..fault });
+    let fault = |fault: Fault| play.service.fault(Fault { path: path.clone(), ..fault });
     fault(Fault {
         status: Some(503),
         headers: BTreeMap::from([("Retry-After".to_owned(), "2".to_owned())]),
@@ -663,7 +663,7 @@ async fn faults_are_played_for_the_requests_that_they_name() {
     let answer = play.post("sendMail", &message()).await;
     assert_eq!(answer.headers()["retry-after"], "2");
     assert_eq!((answer.status().as_u16(), answer.text().await.unwrap()), (503, "busy".to_owned()));
-    assert_eq!(play.world.inbox.arrived(), 0);
+    assert_eq!(play.service.inbox.arrived(), 0);
     fault(Fault {
         acts: true,
         code: Some("UnknownError".to_owned()),
@@ -672,7 +672,7 @@ async fn faults_are_played_for_the_requests_that_they_name() {
     });
     let answer = play.post("sendMail", &message()).await;
     assert_eq!(code_of(answer).await, (500, "UnknownError".to_owned()));
-    assert_eq!(play.world.inbox.arrived(), 1);
+    assert_eq!(play.service.inbox.arrived(), 1);
     fault(Fault { then: Then::Drop, read: Some(10), ..Fault::default() });
     assert!(play.request("POST", "sendMail").json(&message()).send().await.is_err());
     fault(Fault {
@@ -694,10 +694,10 @@ async fn faults_are_played_for_the_requests_that_they_name() {
     let hung = play.request("POST", "sendMail").json(&message());
     let hung = hung.timeout(Duration::from_millis(200)).send().await;
     assert!(hung.unwrap_err().is_timeout());
-    assert_eq!(play.world.inbox.arrived(), 2);
+    assert_eq!(play.service.inbox.arrived(), 2);
     fault(Fault { delay_ms: 1, ..Fault::default() });
     play.check(json!({}), 202, "").await;
-    assert!(play.world.faults.all().is_empty());
+    assert!(play.service.faults.all().is_empty());
     play.stop().await;
 }
 
@@ -705,26 +705,26 @@ async fn faults_are_played_for_the_requests_that_they_name() {
 async fn the_fifth_request_at_once_is_throttled_and_other_mailboxes_are_not() {
     let play = Play::start().await;
     for _ in 0..4 {
-        play.world.fault(Fault { acts: true, then: Then::Hang, ..Fault::default() });
+        play.service.fault(Fault { acts: true, then: Then::Hang, ..Fault::default() });
     }
-    let mut requests = play.world.request_changes();
-    let began = play.world.requests().len();
+    let mut requests = play.service.request_changes();
+    let began = play.service.requests().len();
     let hanging: Vec<_> = (0..4)
         .map(|_| {
             let request = play.request("POST", "sendMail").json(&message());
             play.shutdown.tasks.spawn(async move { request.send().await.is_err() })
         })
         .collect();
-    while play.world.inbox.arrived() < 4 {
+    while play.service.inbox.arrived() < 4 {
         requests.changed().await.unwrap();
         tokio::task::yield_now().await;
     }
-    assert_eq!(play.world.requests().len(), began + 4);
+    assert_eq!(play.service.requests().len(), began + 4);
     let answer = play.post("sendMail", &message()).await;
     let delay: f64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!(delay > 0.0 && delay.fract() > 0.0);
     assert_eq!(code_of(answer).await, (429, "ApplicationThrottled".to_owned()));
-    let url = format!("{}/v1.0/users/other@contoso.test/sendMail", play.world.root);
+    let url = format!("{}/v1.0/users/other@contoso.test/sendMail", play.service.root);
     let answer =
         play.client.post(url).bearer_auth(&play.token).json(&message()).send().await.unwrap();
     assert_eq!(answer.status(), 202);
@@ -763,7 +763,7 @@ async fn every_request_is_recorded_without_secrets() {
     let answer = request.send().await.unwrap();
     assert_eq!(answer.headers()["client-request-id"], id);
     assert!(answer.headers().contains_key("request-id"));
-    let records = play.world.requests();
+    let records = play.service.requests();
     let [login, send, list] = records.as_slice() else { panic!("{records:?}") };
     assert_eq!(login.body["grant_type"], "client_credentials");
     assert_eq!((send.method.as_str(), send.status, send.end), ("POST", Some(202), "answered"));
