@@ -667,6 +667,13 @@ fn an_identity_that_is_given_needs_little() {
     let token_file = PathBuf::from("/var/run/secrets/token");
     assert_eq!(workload.credential, Credential::WorkloadIdentity { token_file });
 
+    let bare = refused(&format!("{identity}workload_identity = true\n"));
+    let missing: Vec<&str> = bare.iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(
+        missing,
+        ["[provider] client_id", "[provider] tenant_id", "[provider] workload_identity"]
+    );
+    assert!(bare.iter().all(|problem| problem.text.contains("has no value here")));
     // Only the gateway itself runs where the variables are.
     let look = Surroundings { secrets: Secrets::Look, ..surroundings() };
     let warnings = parse_in(&text, "config.toml", &look).unwrap().warnings;

@@ -422,7 +422,7 @@ fn off_by(date: Option<UnixMillis>, now: UnixMillis) -> Option<String> {
     let (off, way) = if behind > ahead { (behind, "behind") } else { (ahead, "ahead of") };
     (off > SKEW).then(|| {
         format!(
-            "this system's clock is {} s {way} the server's, which may be the reason: set it",
+            "this system's clock is off: {} s {way} the server's, which may be the reason; set it",
             off.as_secs()
         )
     })
