@@ -323,7 +323,7 @@ fn intake(config: &Config) -> Intake {
 }
 
 /// Who readers see as the sender.
-fn policy(config: &Config) -> Policy {
+pub fn policy(config: &Config) -> Policy {
     let (sender, name) = match &config.provider {
         config::Provider::None { .. } => (None, None),
         config::Provider::Smtp(section) => {

@@ -38,6 +38,7 @@
 //!   [`outcome::verdict`].
 //! - [`message`] works on the raw bytes of a header, and composes reports; [`policy`] says who readers see as the sender.
 //! - [`listener`] is sockets in, [`provider`] is sockets out, [`spool`] is the disk, [`delivery`] is the engine between.
+//! - [`explain`] says what a provider would make of a message, and sends nothing.
 //! - [`config`] reads the file into plain structs; [`admin`] answers HTTP; [`sandbox`] is a stand-in for the world.
 //! - [`app`] is the only place that builds the graph of parts; [`cli`] is the command line.
 //!
@@ -71,6 +72,7 @@
 //! | `provider::smtp::dialog` | pure, `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `config` |
 //! | `provider::graph::message` | pure, `smtp::address`, `envelope`, `message` |
 //! | `provider` | `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `message`, `config` |
+//! | `explain` | `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `message`, `policy`, `provider::graph`, `config` |
 //! | `admin` | `envelope`, `outcome`, `spool`, `delivery::operator`, `telemetry` |
 //! | `sandbox` | `smtp`, `envelope`, `config`, `app` |
 //! | `app` | everything |
@@ -99,6 +101,8 @@ pub mod delivery;
 pub mod provider;
 
 pub mod config;
+
+pub mod explain;
 
 pub mod admin;
 

@@ -11,6 +11,7 @@ use crate::config::Secrets;
 
 mod check;
 mod daemon;
+mod explain;
 mod health;
 mod log;
 mod queue;
@@ -54,6 +55,8 @@ enum Command {
     Run(ConfigArgs),
     /// Check the configuration without starting: every problem at once, with line and column
     Check(ConfigArgs),
+    /// Say what the provider would make of a message, and what it would lose on its way; nothing is sent
+    Explain(explain::Args),
     /// Ask the running gateway whether it accepts mail (its /readyz); for container health checks
     Health(ConfigArgs),
     /// Run the gateway against a stand-in upstream with an inbox, to try it or to test an application
@@ -95,6 +98,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => run::run(&args.config),
         Command::Check(args) => check::run(&args.config),
+        Command::Explain(args) => explain::run(&args),
         Command::Health(args) => health::run(&args.config),
         Command::Sandbox(args) => sandbox::run(&args),
         Command::Queue(args) => queue::run(&args),

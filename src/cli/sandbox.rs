@@ -406,7 +406,7 @@ fn print_mail(mail: &Mail) {
 }
 
 /// Line ends as SMTP has them.
-fn with_crlf(content: &[u8]) -> Vec<u8> {
+pub(super) fn with_crlf(content: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(content.len() + content.len() / 32);
     for line in content.split_inclusive(|byte| *byte == b'\n') {
         let text = line.strip_suffix(b"\n").unwrap_or(line);
@@ -419,7 +419,7 @@ fn with_crlf(content: &[u8]) -> Vec<u8> {
 }
 
 /// The mailboxes of every field of that name in the header.
-fn field(content: &[u8], name: &str) -> Vec<Mailbox> {
+pub(super) fn field(content: &[u8], name: &str) -> Vec<Mailbox> {
     let header = content
         .windows(4)
         .position(|end| end == b"\r\n\r\n")

@@ -228,6 +228,7 @@ pub(super) fn check(file: &Tables, surroundings: &Surroundings, findings: &mut F
         findings.missing(at, &provider.named("client_secret"), text.to_owned());
     }
     check_ids(provider, way, surroundings, findings);
+    check_secrets(provider, findings);
     if way == "workload_identity" {
         check_token_file(provider, surroundings, findings);
     }
@@ -334,6 +335,20 @@ fn no_id(id: &str) -> Option<&'static str> {
         }
         id if !id.bytes().all(is_safe) || id.starts_with('.') || id.len() > 255 => Some("is no id"),
         _ => None,
+    }
+}
+
+/// Entra shows the id of a secret beside its value, and only the id for ever: it is what gets copied.
+fn check_secrets(provider: &Section, findings: &mut Findings) {
+    let secrets = ["client_secret", "next_client_secret"];
+    for written in provider.written.iter().filter(|it| secrets.contains(&it.key.name())) {
+        if let Some(Value::Secret(secret)) = &written.value
+            && uuid::Uuid::try_parse(secret.as_str()).is_ok()
+        {
+            let text =
+                "looks like the id of a secret, not its value, which Entra shows once".to_owned();
+            findings.warning(written.value_at, &provider.named(&written.name), text);
+        }
     }
 }
 

@@ -574,6 +574,16 @@ fn microsoft365_has_its_defaults() {
 }
 
 #[test]
+fn the_id_of_a_secret_in_its_place_is_a_warning() {
+    let warned = |secret: &str| {
+        let loaded = parse_in(&GRAPH.replace("hunter2", secret), "config.toml", &surroundings());
+        loaded.unwrap().warnings.iter().any(|it| it.text.contains("id of a secret"))
+    };
+    assert!(warned("11111111-2222-3333-4444-555555555555"));
+    assert!(!warned("abc8Q~hunter2"));
+}
+
+#[test]
 fn each_cloud_has_its_endpoints_and_its_scopes() {
     for (cloud, login, root, outlook) in [
         ("global", "login.microsoftonline.com", "graph.microsoft.com", "outlook.office365.com"),
@@ -667,6 +677,13 @@ fn an_identity_that_is_given_needs_little() {
     let token_file = PathBuf::from("/var/run/secrets/token");
     assert_eq!(workload.credential, Credential::WorkloadIdentity { token_file });
 
+    let bare = refused(&format!("{identity}workload_identity = true\n"));
+    let missing: Vec<&str> = bare.iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(
+        missing,
+        ["[provider] client_id", "[provider] tenant_id", "[provider] workload_identity"]
+    );
+    assert!(bare.iter().all(|problem| problem.text.contains("has no value here")));
     // Only the gateway itself runs where the variables are.
     let look = Surroundings { secrets: Secrets::Look, ..surroundings() };
     let warnings = parse_in(&text, "config.toml", &look).unwrap().warnings;

@@ -28,6 +28,8 @@ mod deliver;
 mod dialogs;
 /// What limits, time-outs and hostile clients do to the front door.
 mod front_door;
+/// Microsoft 365, as the sandbox plays it.
+mod graph;
 /// SIGTERM, and starting when something is in the way.
 mod lifecycle;
 mod login;

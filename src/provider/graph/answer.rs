@@ -265,7 +265,6 @@ const CODES: &[(&str, Meaning)] = &[
     ("itemNotFound", Meaning::Gone),
     ("ErrorInvalidIdMalformed", Meaning::Gone),
     ("uploadSessionNotFound", Meaning::Gone),
-    ("InvalidAudienceForResource", Meaning::Gone),
     ("invalidRange", Meaning::Range),
     ("fragmentOverlap", Meaning::Range),
     ("fragmentOutOfOrder", Meaning::Range),
@@ -319,6 +318,10 @@ pub(super) fn verdict(answer: &Answer, case: Case) -> Verdict {
         return Verdict::Taken;
     }
     let said = Said { answer, case };
+    if (200..=299).contains(&answer.status) {
+        // Another success than the one that is due: nobody knows what it means.
+        return Verdict::Refused { outcome: said.maybe(step.sends()), first: None };
+    }
     let meaning = answer.known().map(|(_, meaning)| meaning).or_else(|| by_status(answer, case));
     let (outcome, first) = match meaning {
         Some(Meaning::Token) => match step {
@@ -342,7 +345,8 @@ pub(super) fn verdict(answer: &Answer, case: Case) -> Verdict {
         Some(Meaning::Quota) => (said.account(step.stage(), Some(LANE_PAUSE), QUOTA), None),
         Some(Meaning::Full) => (said.account(step.stage(), Some(LANE_PAUSE), FULL), None),
         Some(Meaning::Access) => (said.access(), None),
-        Some(Meaning::NoMailbox) if !step.is_within_draft() => {
+        // Where there is no draft it is the mailbox.
+        Some(Meaning::NoMailbox | Meaning::Gone) if !step.is_within_draft() => {
             (said.no_mailbox(), (!case.own_mailbox).then_some(Try::ThroughSender))
         }
         Some(Meaning::NoMailbox | Meaning::Gone) => (said.for_now(), Some(Try::NewDraft)),
@@ -420,7 +424,8 @@ impl Said<'_> {
     /// The service may have taken the message before it failed.
     fn in_doubt(&self) -> bool {
         let Case { step, body_out, .. } = self.case;
-        step.sends() && body_out && self.answer.status >= 500 && self.answer.status != 503
+        let is_sure = matches!(self.answer.status, 0..=499 | 501 | 503 | 507 | 509);
+        step.sends() && body_out && !is_sure
     }
 
     /// A deferral; a remote that names a time wants to be left alone by all.
@@ -477,8 +482,6 @@ impl Said<'_> {
 
     fn by_status(&self) -> Outcome {
         match self.answer.status {
-            // Another success than the one that is due: nobody knows what it means.
-            200..=299 => self.maybe(self.case.step.sends()),
             // Not followed, for our words are not for others.
             300..=399 | 402 | 405 | 406 | 411 | 415 | 422 | 501 => {
                 self.held(Scope::Provider, self.stage(), SETUP)

@@ -14,6 +14,7 @@ use reqwest::header::{
 };
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tracing::debug;
 use uuid::{NoContext, Timestamp, Uuid};
@@ -200,14 +201,14 @@ impl Client {
                 State { moved, begun: true, .. } => (moved, data),
                 State { moved, .. } => (moved, connect + data),
             };
-            // Dropping the sleep loses nothing; dropping the request ends it.
+            // Dropping the notice or the sleep loses nothing, for the state is looked at again; dropping the request ends
+            // it.
             tokio::select! {
                 biased;
                 response = &mut sent => return response.map_err(fault),
+                () = out.changed.notified() => {}
                 () = tokio::time::sleep_until((moved + wait).into()) => {
-                    if out.state().moved == moved {
-                        return Err(Fault::Silence(wait));
-                    }
+                    return Err(Fault::Silence(wait));
                 }
             }
         }
@@ -295,7 +296,10 @@ pub(super) fn segment(text: &str) -> String {
 }
 
 /// How far a body has gone. What was handed over is counted as gone: whether the network took it, nobody tells.
-struct Out(Mutex<State>);
+struct Out {
+    state: Mutex<State>,
+    changed: Notify,
+}
 
 #[derive(Clone, Copy)]
 struct State {
@@ -306,11 +310,12 @@ struct State {
 
 impl Out {
     fn new(is_empty: bool) -> Self {
-        Self(Mutex::new(State { moved: clock::now(), begun: is_empty, is_out: is_empty }))
+        let state = State { moved: clock::now(), begun: is_empty, is_out: is_empty };
+        Self { state: Mutex::new(state), changed: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> State {
@@ -323,6 +328,7 @@ impl Out {
 
     fn moved(&self, is_out: bool) {
         *self.lock() = State { moved: clock::now(), begun: true, is_out };
+        self.changed.notify_one();
     }
 }
 

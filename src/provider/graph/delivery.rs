@@ -16,7 +16,7 @@ use crate::smtp::reply::Escaped;
 
 use super::answer::{self, Case, Step, Try, Verdict, receipt, unanswered, verdict};
 use super::client::{Call, Content, Reply, Target, Unanswered, segment};
-use super::message::{self, Assembly, Format, LossKind, Plan, Scan, Scanned, convert};
+use super::message::{self, Assembly, Format, LossKind, Piece, Plan, Scan, Scanned, convert};
 use super::{GraphProvider, MAX_REQUEST};
 
 /// Losses that a line of the log names.
@@ -333,10 +333,12 @@ impl<'a> Delivery<'a> {
 
     /// The request was too large for Graph, though not for us.
     fn go_by_draft(&mut self, plan: &Plan) -> bool {
+        let is_file = |piece: &Piece| matches!(piece, Piece::Content(_));
         let size = match plan {
-            Plan::Json(json) => json.size,
+            Plan::Json(json) if json.pieces.iter().any(is_file) => json.size,
             Plan::Mime(mime) => mime.size,
-            Plan::Draft(_) => return false,
+            // Without files there is nothing that could go apart.
+            Plan::Json(_) | Plan::Draft(_) => return false,
         };
         self.max_request = self.max_request.min(size.saturating_sub(1));
         self.graph.may_draft()

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::mem;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,14 +16,12 @@ use tracing::debug;
 use crate::message::outgoing::{Message, MessageReader};
 use crate::outcome::{Cause, Outcome, Scope, Stage, unreadable};
 
-use super::MAX_REQUEST;
 use super::answer::{Step, Try};
 use super::client::{Call, Content, Reply, Target, segment};
 use super::delivery::{Delivery, Refusal};
 use super::message::{Attachment, Draft, Octets};
+use super::{MAX_REQUEST, is_posted};
 
-/// A file of less goes by one request; of more by an upload session.
-const SMALL: u64 = 3_000_000;
 /// Octets of a range: below 4 MB, and a multiple of 320 KiB, which does no harm.
 const RANGE: u64 = 12 * 320 * 1024;
 /// A draft that was just made may not be found at once.
@@ -80,7 +79,7 @@ impl Delivery<'_> {
         source: &mut Source<'_>,
     ) -> Result<(), Refusal> {
         let can_post = file.post().size <= MAX_REQUEST;
-        let posts = can_post && file.size < SMALL;
+        let posts = is_posted(file);
         let first = match posts {
             true => self.post(file, path, source).await,
             false => self.upload(file, path, source).await,
@@ -229,9 +228,9 @@ fn may_be_asked(url: &str, graph: &str) -> bool {
     match url.scheme() {
         "https" => true,
         "http" => {
-            let is_near = url.host_str().is_some_and(|host| {
-                matches!(host, "localhost" | "[::1]") || host.starts_with("127.")
-            });
+            let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+            let is_near = host == "localhost"
+                || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
             is_near && graph.starts_with("http:")
         }
         _ => false,

@@ -315,14 +315,19 @@ pub fn convert(scanned: &Scanned, case: &Case<'_>) -> Result<Plan, Unfit> {
     }
     let message = json::write(scanned, case, specials);
     let size = message.request_size();
-    if size <= case.max_request {
+    let fits = size <= case.max_request;
+    let is_poor = message.is_text_file() || (!fits && !case.may_draft);
+    if case.format == Format::Auto
+        && is_poor
+        && let Some(mime) = as_mime()
+    {
+        return Ok(Plan::Mime(mime));
+    }
+    if fits {
         return Ok(Plan::Json(message.into_request(case)));
     }
     if !case.may_draft {
-        return match as_mime().filter(|_| case.format == Format::Auto) {
-            Some(mime) => Ok(Plan::Mime(mime)),
-            None => Err(Unfit::TooLarge { request: size, max: case.max_request }),
-        };
+        return Err(Unfit::TooLarge { request: size, max: case.max_request });
     }
     let draft = message.into_draft(case);
     let files = &draft.attachments;

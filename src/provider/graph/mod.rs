@@ -22,6 +22,7 @@ use super::{BoxFuture, Limits, Outcomes, Provider, Submission, http};
 
 use client::{Client, Timeouts};
 use delivery::{Delivery, Route};
+use message::Attachment;
 
 pub mod message;
 
@@ -33,6 +34,8 @@ mod draft;
 
 /// Octets of one request: 4 MB, whatever Graph counts as one (facts of Graph name no exact number).
 pub const MAX_REQUEST: u64 = 4_000_000;
+/// A file of less goes by one request; of more by an upload session.
+const SMALL: u64 = 3_000_000;
 /// The right to make drafts, and so to send what does not fit into one request.
 const DRAFTS: &str = "Mail.ReadWrite";
 /// How long it is gone by that an address is no mailbox, how many recipients were too many, or that we may not look.
@@ -104,19 +107,14 @@ impl GraphProvider {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Through which mailbox a message goes: its author's, as the sender policy left it; the provider's sender where it
-    /// has none, is a report, or its author is known to be no mailbox.
+    /// Through which mailbox a message goes: the provider's sender also where its author's is known to be none.
     fn route(&self, submission: &Submission) -> Route {
         let sender = &self.config.sender;
-        let own = Route { mailbox: sender.clone(), from: None };
-        let author = match submission.reverse_path {
-            ReversePath::Null => None,
-            ReversePath::Mailbox(_) => submission.message.author.as_ref(),
-        };
-        let Some(author) = author.filter(|it| !same(it, sender)) else { return own };
-        match self.memory().is_alias(author, clock::now()) {
-            true => Route { from: Some(author.clone()), ..own },
-            false => Route { mailbox: author.clone(), from: None },
+        let author = submission.message.author.as_ref();
+        let mailbox = mailbox(sender, &submission.reverse_path, author);
+        match self.memory().is_alias(mailbox, clock::now()) {
+            true => Route { mailbox: sender.clone(), from: Some(mailbox.clone()) },
+            false => Route { mailbox: mailbox.clone(), from: None },
         }
     }
 
@@ -149,6 +147,24 @@ impl GraphProvider {
             Err(cause) => settle(&without_token(cause)),
         }
     }
+}
+
+/// Through which mailbox a message goes: its author's, as the sender policy left it; the provider's sender where it has
+/// none or is a report.
+pub fn mailbox<'a>(
+    sender: &'a Mailbox,
+    reverse_path: &ReversePath,
+    author: Option<&'a Mailbox>,
+) -> &'a Mailbox {
+    match (reverse_path, author) {
+        (ReversePath::Mailbox(_), Some(author)) if !same(author, sender) => author,
+        _ => sender,
+    }
+}
+
+/// Whether a file of a draft goes by one request, rather than by an upload session.
+pub fn is_posted(file: &Attachment) -> bool {
+    file.size < SMALL && file.post().size <= MAX_REQUEST
 }
 
 impl Memory {

@@ -28,6 +28,10 @@ const UNSAID: Duration = Duration::from_secs(600);
 const MAX_TOKEN: usize = 32 * 1024;
 /// A clock that is off by more is worth a word.
 const SKEW: Duration = Duration::from_secs(60);
+/// Longest id that is worth a place, in octets.
+const MAX_ID: usize = 64;
+/// Most of its words that are kept, in octets, so that the cure after them is never cut off.
+const WORDS: usize = 1_200;
 /// Most of a body that is shown where it is none of the documented ones, in octets.
 const SHOWN: usize = 200;
 
@@ -241,8 +245,9 @@ impl Entra {
             "" => self.error.clone(),
             description => description.split_whitespace().collect::<Vec<_>>().join(" "),
         };
+        words.truncate(words.floor_char_boundary(WORDS));
         for (name, id) in [("trace id", &self.trace), ("correlation id", &self.correlation)] {
-            if !id.is_empty() && !words.contains(id.as_str()) {
+            if !id.is_empty() && id.len() <= MAX_ID && !words.contains(id.as_str()) {
                 words = format!("{words} ({name} {id})");
             }
         }
@@ -422,7 +427,7 @@ fn off_by(date: Option<UnixMillis>, now: UnixMillis) -> Option<String> {
     let (off, way) = if behind > ahead { (behind, "behind") } else { (ahead, "ahead of") };
     (off > SKEW).then(|| {
         format!(
-            "this system's clock is {} s {way} the server's, which may be the reason: set it",
+            "this system's clock is off: {} s {way} the server's, which may be the reason; set it",
             off.as_secs()
         )
     })

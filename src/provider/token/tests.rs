@@ -605,4 +605,8 @@ fn files_that_do_not_fit_are_named() {
     check("nothing", "app.key", ("certificate", "cannot be read"));
     check("foreign.pem", "app.key", ("private_key", "is not the key of the certificate"));
     assert!(config::pair(&path("app.pem"), &path("app.key")).is_ok());
+    use std::os::unix::fs::PermissionsExt as _;
+    let public = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(path("app.key"), public).unwrap();
+    check("app.pem", "app.key", ("private_key", "anybody can read or change (mode 0644)"));
 }

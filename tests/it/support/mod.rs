@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 pub mod authority;
 pub mod client;
+pub mod cloud;
 pub mod dialog;
 pub mod gateway;
 pub mod peers;

@@ -239,8 +239,9 @@ pub(super) fn link(html: &str, links: &Links<'_>) -> (Option<String>, Shown) {
     }
     let mut out = String::new();
     let mut copied = 0;
-    let mut at = 0;
-    while let Some(found) = next_url(html, at, !links.by_location.is_empty()) {
+    let any = !links.by_location.is_empty();
+    let mut urls = Urls { html: html.as_bytes(), any, at: 0, ends: [None; 4] };
+    while let Some(found) = urls.next() {
         let value = html.get(found.start..found.end).unwrap_or_default();
         let plain = value.replace("&amp;", "&");
         let plain = unescape_url(plain.trim());
@@ -249,10 +250,7 @@ pub(super) fn link(html: &str, links: &Links<'_>) -> (Option<String>, Shown) {
             Some(_) => plain.get(4..).and_then(|id| links.by_id.get(id)),
             None => links.by_location.get(plain.as_ref()).or_else(|| links.by_location.get(value)),
         };
-        let Some(file) = file else {
-            at = found.resume;
-            continue;
-        };
+        let Some(file) = file else { continue };
         let id = links.ids.get(file).filter(|id| is_plain_id(id));
         // A second file with that id is another one.
         let id = match id.filter(|id| links.by_id.get(**id) == Some(file)) {
@@ -265,7 +263,7 @@ pub(super) fn link(html: &str, links: &Links<'_>) -> (Option<String>, Shown) {
             out.push_str(&url);
             copied = found.end;
         }
-        at = found.end;
+        urls.at = found.end;
         shown.insert(*file, id);
     }
     if copied == 0 {
@@ -285,40 +283,69 @@ fn is_plain_id(id: &str) -> bool {
 struct Url {
     start: usize,
     end: usize,
-    /// Where the search goes on if it is none of ours.
-    resume: usize,
 }
 
-/// The next value with `cid:`, or, if `any`, the next of an attribute that holds URLs or of `url(`.
-fn next_url(html: &str, from: usize, any: bool) -> Option<Url> {
-    let bytes = html.as_bytes();
-    let mut from = from;
-    loop {
-        let rest = bytes.get(from..)?;
-        let sign = match any {
-            true => memchr::memchr3(b':', b'=', b'(', rest)?,
-            false => memchr::memchr(b':', rest)?,
+/// Finds the values that may be URLs: those with `cid:`, and, if `any`, those of attributes that hold URLs and of
+/// `url(`.
+struct Urls<'a> {
+    html: &'a [u8],
+    any: bool,
+    /// Where the search goes on.
+    at: usize,
+    /// The next end of a value of each kind, as far as it was looked for: no octet is looked at again for each start.
+    ends: [Option<usize>; 4],
+}
+
+impl Urls<'_> {
+    fn next(&mut self) -> Option<Url> {
+        loop {
+            let rest = self.html.get(self.at..)?;
+            let sign = match self.any {
+                true => memchr::memchr3(b':', b'=', b'(', rest)?,
+                false => memchr::memchr(b':', rest)?,
+            };
+            let at = self.at + sign;
+            self.at = at + 1;
+            let before = self.html.get(..at).unwrap_or_default();
+            let start = match self.html.get(at) {
+                Some(b':') if ends_with_word(before, b"cid") => at - 3,
+                Some(b'=') if holds_url(before) => skip_quote(self.html, at + 1),
+                Some(b'(') if ends_with_word(before, b"url") => skip_quote(self.html, at + 1),
+                _ => continue,
+            };
+            // ASCII on both sides, so these are borders of characters.
+            let end = self.end(start);
+            if end < self.html.len() && end - start <= MAX_URL {
+                return Some(Url { start, end });
+            }
+        }
+    }
+
+    /// Where the value that starts there ends.
+    fn end(&mut self, start: usize) -> usize {
+        let before = start.checked_sub(1).and_then(|it| self.html.get(it));
+        let kind = match before {
+            Some(b'"') => 0,
+            Some(b'\'') => 1,
+            Some(b'(') => 2,
+            _ => 3,
         };
-        let at = from + sign;
-        from = at + 1;
-        let before = bytes.get(..at).unwrap_or_default();
-        let start = match bytes.get(at) {
-            Some(b':') if ends_with_word(before, b"cid") => at - 3,
-            Some(b'=') if holds_url(before) => skip_quote(bytes, at + 1),
-            Some(b'(') if ends_with_word(before, b"url") => skip_quote(bytes, at + 1),
-            _ => continue,
+        let rest = self.html.get(start..).unwrap_or_default();
+        let is_end = |byte: &u8| b" \t\r\n>\"')<".contains(byte);
+        if let Some(end) = self.ends.get(kind).copied().flatten().filter(|end| *end >= start) {
+            return end;
+        }
+        let length = match kind {
+            0 => memchr::memchr(b'"', rest),
+            1 => memchr::memchr(b'\'', rest),
+            2 => memchr::memchr(b')', rest),
+            _ => rest.iter().position(is_end),
         };
-        let value = bytes.get(start..).unwrap_or_default();
-        let value = value.get(..MAX_URL).unwrap_or(value);
-        let quote = start.checked_sub(1).and_then(|it| bytes.get(it)).copied();
-        let is_end = |byte: &u8| match quote {
-            Some(quote @ (b'"' | b'\'')) => *byte == quote,
-            Some(b'(') => *byte == b')',
-            _ => matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | b'>' | b'"' | b'\'' | b')' | b'<'),
-        };
-        let Some(length) = value.iter().position(is_end) else { continue };
-        // ASCII on both sides, so these are borders of characters.
-        return Some(Url { start, end: start + length, resume: from });
+        let end = start + length.unwrap_or(rest.len());
+        if let Some(known) = self.ends.get_mut(kind) {
+            *known = Some(end);
+        }
+        end
     }
 }
 

@@ -24,6 +24,8 @@ pub(super) struct Message {
     text: String,
     files: Vec<Attachment>,
     losses: Losses,
+    /// The text was too large to be the body.
+    is_text_file: bool,
 }
 
 /// Writes the message; a body that is too large for any request becomes a file.
@@ -66,7 +68,7 @@ pub(super) fn write(scanned: &Scanned, case: &Case<'_>, mut losses: Losses) -> M
         Some(attachment(node, names.next(node), shown.remove(at)))
     });
     let files = files.collect();
-    Message { text, files, losses }
+    Message { text, files, losses, is_text_file: is_too_large }
 }
 
 /// Stands for a text that went into a file.
@@ -114,7 +116,9 @@ fn content_type(node: &Node) -> String {
     };
     let is_valid =
         kind.len() <= 128 && kind.split('/').count() == 2 && kind.split('/').all(is_token);
-    if !is_valid {
+    // A text it would be by the rules; but texts do not come with a name and no kind.
+    let is_unsaid = entity.kind.is_none() && entity.name().is_some();
+    if !is_valid || is_unsaid {
         return "application/octet-stream".to_owned();
     }
     let mut out = kind.to_owned();
@@ -136,6 +140,11 @@ fn is_token(text: &str) -> bool {
 }
 
 impl Message {
+    /// Whether the text was too large to be the body, and became a file.
+    pub(super) fn is_text_file(&self) -> bool {
+        self.is_text_file
+    }
+
     /// Octets of the request with all files.
     pub(super) fn request_size(&self) -> u64 {
         let file =

@@ -305,3 +305,111 @@ fn whatever_comes_is_sent_to_exactly_the_part() {
         assert!(checked.is_ok(), "seed {seed}: {}", message.escape_ascii());
     }
 }
+
+/// What takes quadratic time takes hours here, and what calls itself overflows its stack.
+#[test]
+fn a_hostile_message_takes_no_more_than_its_length() {
+    let size = 300_000;
+    let fill = |piece: &str| piece.repeat(size / piece.len());
+    let mixed = "Content-Type: multipart/mixed; boundary=b\r\n\r\n";
+    let html =
+        "Content-Type: multipart/related; boundary=b\r\n\r\n--b\r\nContent-Type: text/html\r\n\r\n";
+    let image = "\r\n--b\r\nContent-Type: image/png\r\nContent-ID: <i>\r\nContent-Location: x.png\r\n\r\nx\r\n--b--\r\n";
+    let nested: String = (0..6_000)
+        .map(|n| format!("Content-Type: multipart/mixed; boundary=n{n}\r\n\r\n--n{n}\r\n"))
+        .collect();
+    let messages = [
+        fill("Content-Type: message/rfc822\r\n\r\n"),
+        nested,
+        format!(
+            "{mixed}{}",
+            fill("--b\r\nContent-Type: multipart/mixed; boundary=never\r\n\r\nx\r\n")
+        ),
+        format!("{mixed}{}", fill("--b\r\n")),
+        format!("{mixed}{}", fill("--c\r\n")),
+        format!("{mixed}{}", fill("--")),
+        format!("{mixed}{}", fill("--b--\r\n")),
+        format!(
+            "{mixed}{}",
+            fill("--b\r\nContent-Type: application/pdf; name=a\r\n\r\nx\r\n").split_at(200_000).0
+        ),
+        format!("To: {}", fill("=?utf-8?q?")),
+        format!("To: {}", fill("(")),
+        format!("To: {}", fill("\"")),
+        format!("To: {}", fill("<")),
+        format!("To: {}", fill("a@b.c, ")),
+        format!("Subject: {}", fill("=?utf-8?b?")),
+        format!("Reply-To: {}", fill("a@b.example, ")),
+        fill("X-A: =?utf-8?q?x?=\r\n"),
+        (0..30_000).map(|n| format!("X-{n}: {n}\r\n")).collect(),
+        fill("Message-ID: x\r\n"),
+        format!("Content-Type: text/plain{}", fill("; a*0=b; b (")),
+        format!(
+            "{mixed}{}",
+            fill(&format!("--b\r\nContent-Type: a/b{}\r\n\r\n", " (".repeat(8000)))
+        ),
+        format!("{html}{}{image}", fill("cid:")),
+        format!("{html}{}{image}", fill("src=")),
+        format!("{html}{}{image}", fill("url(")),
+        format!("{html}{}{image}", fill("<img src=\"cid:i\">")),
+        format!("{html}{}{image}", fill("&amp;=&quot;'")),
+        format!("Content-Type: text/plain; format=flowed\r\n\r\n{}", fill(">")),
+        format!("Content-Type: text/plain; format=flowed\r\n\r\n{}", fill("> \r\n")),
+        format!("Content-Transfer-Encoding: quoted-printable\r\n\r\n{}", fill("= ")),
+        format!("Content-Transfer-Encoding: quoted-printable\r\n\r\n{}", fill(" ")),
+        format!("Content-Transfer-Encoding: base64\r\n\r\n{}", fill("=a")),
+        format!("Content-Type: text/plain; charset=utf-7\r\n\r\n{}", fill("+A")),
+        format!("Content-Type: text/html\r\n\r\n{}", fill("<body></body>")),
+        fill("\r\n "),
+        fill(":"),
+        fill("\0"),
+    ];
+    let began = crate::clock::now();
+    for (position, message) in messages.iter().enumerate() {
+        let message = [&[0xff], message.as_bytes()].concat();
+        check(&message);
+        let spent = began.elapsed();
+        assert!(spent.as_secs() < 120, "{position} took until {spent:?}");
+    }
+}
+
+#[test]
+fn only_addresses_that_graph_takes_are_fit() {
+    for (address, why) in [
+        ("ann@example.com", None),
+        ("o'brien+tag=x@mail.example.com", None),
+        ("jörg@example.com", Some("it has characters outside ASCII")),
+        ("ann@bücher.example", Some("it has characters outside ASCII")),
+        ("\"ann lee\"@example.com", Some("its local part is quoted")),
+        ("\"a@b\"@example.com", Some("its local part is quoted")),
+        ("ann@[192.0.2.1]", Some("its domain is an address literal")),
+        ("ann@localhost", Some("its domain has no dot")),
+        ("postmaster", Some("it has no domain")),
+    ] {
+        let path = ForwardPath::parse(address, Charset::Utf8).unwrap();
+        assert_eq!(unfit(&path), why, "{address}");
+    }
+}
+
+#[test]
+fn a_tag_tells_parts_apart_and_stays_short() {
+    let id = SpoolId::from_u128(0x0198_f3c2_7a5e_7000_8000_0000_0000_0001);
+    let name = "0198f3c2-7a5e-7000-8000-000000000001";
+    for (part, expected) in [(&[0][..], "/0"), (&[0, 1, 2, 5, 7, 8], "/0-2,5,7-8"), (&[], "/")] {
+        assert_eq!(tag(id, part), format!("{name}{expected}"));
+    }
+    let odd: Vec<usize> = (0..500).map(|n| n * 2).collect();
+    let other: Vec<usize> = (0..500).map(|n| n * 2 + 1).collect();
+    assert!(tag(id, &odd).starts_with(&format!("{name}/500:")) && tag(id, &odd).len() < 60);
+    assert_ne!(tag(id, &odd), tag(id, &other));
+}
+
+#[test]
+fn losses_are_named_once_and_not_without_end() {
+    let mut losses = Losses::default();
+    for n in 0..1000 {
+        losses.push(LossKind::Header, format!("X-{}", n / 2), "is lost");
+    }
+    assert_eq!(losses.list.len(), MAX_LOSSES);
+    assert_eq!(losses.list[MORE].what, "more");
+}

@@ -1109,9 +1109,10 @@ fn any_bytes_end_with_one_word_for_each_recipient() {
             1 => three(),
             _ => order("ä@x.example", &["r0@y.example", "ö@y.example"]),
         };
-        let opening = match random(&mut seed) % 3 {
+        let opening = match random(&mut seed) % 4 {
             0 => login(),
             1 => STARTTLS,
+            2 => token("t0ken"),
             _ => Opening::default(),
         };
         let mut dialog = Dialog::new("me.example", opening);

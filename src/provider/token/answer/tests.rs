@@ -81,6 +81,14 @@ fn the_words_are_exact_on_one_line_with_both_ids_and_the_cure() {
     let bare = br#"{"error":"invalid_client","trace_id":"tr-2","correlation_id":"co-2"}"#;
     let said = words(&refusal(401, bare.to_vec()));
     assert!(said.starts_with("invalid_client (trace id tr-2) (correlation id co-2); "), "{said}");
+    let long = serde_json::json!({
+        "error": "invalid_client",
+        "error_description": format!("AADSTS7000222: {}", "\u{e9}".repeat(30_000)),
+        "trace_id": "x".repeat(10_000),
+        "correlation_id": "co-3",
+    });
+    let said = words(&refusal(401, long.to_string().into_bytes()));
+    assert!(said.contains(" (correlation id co-3); the client secret has expired: "), "{said}");
     // The code of the text counts where no list has it.
     let old = br#"{"error":"x","error_description":"AADSTS7000112: Disabled."}"#;
     assert!(words(&refusal(400, old.to_vec())).contains("the application is disabled"));
@@ -158,9 +166,11 @@ fn a_clock_that_is_off_is_blamed_before_the_certificate() {
         let refusal = refusal(401, body("invalid_client", &[700_024]));
         words(&Refusal { date, ..refusal })
     };
-    assert!(said(600).contains("; this system's clock is 600 s behind the server's"));
-    assert!(said(-600).contains("; this system's clock is 600 s ahead of the server's"));
-    assert!(!said(30).contains("clock is") && !said(0).contains("clock is"));
+    assert!(said(600).contains("; this system's clock is off: 600 s behind the server's"));
+    assert!(said(-600).contains("; this system's clock is off: 600 s ahead of the server's"));
+    for near in [30, -30, 0] {
+        assert!(!said(near).contains("clock is off"), "{}", said(near));
+    }
 }
 
 #[test]
