@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::cloud::{Cloud, SENDER};
-use crate::support::eventually;
 use crate::support::gateway::Gateway;
+use crate::support::{eventually, is_slow};
 
 const HEAD: &str = "Message-ID: <hi@example.com>\r\nDate: Tue, 24 Nov 2026 06:42:11 +0000\r\nMIME-Version: 1.0\r\n";
 
@@ -580,5 +580,29 @@ fn large_messages_are_never_whole_in_memory() {
     gateway.wait_empty();
     let peak = gateway.peak_memory_kb();
     assert!(peak < 64_000, "{peak} kB");
+    gateway.stop();
+}
+
+#[test]
+fn many_large_messages_at_once_take_little_memory() {
+    if !is_slow() {
+        return;
+    }
+    let settings = json!({ "limits": { "concurrency": null }, "message_size": 60_000_000 });
+    let cloud = Cloud::with(settings);
+    let content = with_file(22_000_000);
+    let gateway = cloud.setup().set("throttle", "concurrency = 4").start();
+    std::thread::scope(|scope| {
+        for _ in 0..40 {
+            scope.spawn(|| {
+                let mut client = Client::hello(gateway.smtp());
+                client.mail("app@example.com", &["b@example.org"], &content);
+            });
+        }
+    });
+    eventually("40 messages", || (cloud.world.inbox.arrived() == 40).then_some(()));
+    gateway.wait_empty();
+    let peak = gateway.peak_memory_kb();
+    assert!(peak < 256_000, "{peak} kB");
     gateway.stop();
 }

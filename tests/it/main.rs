@@ -26,6 +26,8 @@ mod crash;
 mod deliver;
 /// The dialog files, against the binary.
 mod dialogs;
+/// What a provider would make of a message.
+mod explain;
 /// What limits, time-outs and hostile clients do to the front door.
 mod front_door;
 /// Microsoft 365, as the sandbox plays it.
