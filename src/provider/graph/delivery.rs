@@ -99,16 +99,12 @@ impl<'a> Delivery<'a> {
             Ok(scanned) => scanned,
             Err(outcome) => return self.settle(&outcome),
         };
-        let mut told = false;
         // Each turn has fewer recipients than the one before, or is the only one of its kind.
         loop {
             let plan = match convert(&scanned, &self.case()) {
                 Ok(plan) => plan,
                 Err(unfit) => return self.settle(&answer::unfit_message(&unfit)),
             };
-            if !mem::replace(&mut told, true) {
-                self.tell(&plan);
-            }
             let is_tagged = match plan {
                 Plan::Json(_) | Plan::Draft(_) => true,
                 Plan::Mime(_) => false,
@@ -120,7 +116,10 @@ impl<'a> Delivery<'a> {
                 }
             }
             let refusal = match self.carry_out(&plan).await {
-                Ok(delivered) => return self.settle(&delivered),
+                Ok(delivered) => {
+                    self.tell(&plan);
+                    return self.settle(&delivered);
+                }
                 Err(refusal) => refusal,
             };
             if refusal.maybe_sent() && is_tagged {
@@ -172,12 +171,13 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// What the message loses on its way: counted, and told where somebody may miss it.
+    /// What the message lost on its way: counted, and told where somebody may miss it.
     fn tell(&self, plan: &Plan) {
-        let missed = || plan.losses().iter().filter(|loss| loss.kind != LossKind::Usual);
-        for loss in missed() {
+        let losses = || plan.losses().iter().filter(|loss| loss.kind != LossKind::Usual);
+        for loss in losses() {
             self.graph.metrics.losses.with_label_values(&[loss.kind.as_str()]).inc();
         }
+        let missed = || losses().filter(|loss| loss.kind != LossKind::Copy);
         let losses = missed().count();
         if losses == 0 {
             return;
@@ -186,7 +186,7 @@ impl<'a> Delivery<'a> {
             missed().take(MAX_TOLD).map(|loss| format!("{} {}", loss.what, loss.why)).collect();
         let (id, shown) = (self.submission.envelope.id, shown.join("; "));
         let shown = Escaped(shown.as_bytes());
-        info!(event = "reduced", %id, losses, "message {id} does not go whole: {shown}");
+        info!(event = "reduced", %id, losses, "message {id} did not go whole: {shown}");
     }
 
     async fn carry_out(&mut self, plan: &Plan) -> Result<Outcome, Refusal> {
