@@ -69,7 +69,7 @@
 //! | `spool` | `envelope`, `outcome`, `smtp::address`, `smtp::params`, `smtp::reply`, `config` |
 //! | `listener` | `smtp`, `envelope`, `outcome`, `message`, `policy`, `spool`, `config` |
 //! | `provider::smtp::dialog` | pure, `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `config` |
-//! | `provider::graph::message` | pure, `smtp::address`, `envelope`, `message` |
+//! | `provider::graph::message` | pure, `smtp::address`, `smtp::params`, `envelope`, `message` |
 //! | `provider` | `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `message`, `config` |
 //! | `admin` | `envelope`, `outcome`, `spool`, `delivery::operator`, `telemetry` |
 //! | `sandbox` | `smtp`, `config`, `app` |
