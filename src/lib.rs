@@ -8,7 +8,7 @@
 //! ```text
 //! app ──SMTP──► listener ─► session ─► spool (durable) ─► 250
 //!                                         │ wake
-//!                               schedule ─► gate ─► provider ──► upstream SMTP server
+//!                               schedule ─► gate ─► provider ──► upstream SMTP server | Graph
 //!                                  ▲                   │ one outcome per recipient
 //!                                  └── retry / wait ───┴─► done | failed (kept, and reported)
 //! ```
@@ -23,8 +23,8 @@
 //!
 //! 1. **No accepted message is lost.** The 250 after the end of data goes out only after the message is durable on disk.
 //! 2. **The envelope is the truth.** Exactly the RCPT TO addresses get the mail, whatever the header says.
-//! 3. **Duplicates only where the protocol leaves no choice**: the connection was lost after the final dot, or the
-//!    process died between the remote's answer and our record of it.
+//! 3. **Duplicates only where the protocol leaves no choice**: the connection was lost after the final dot or after a
+//!    request that sends, or the process died between the remote's answer and our record of it.
 //! 4. **A fault of the provider is never the message's fault.** It closes the [`delivery::gate`]; nothing is counted
 //!    against a message meanwhile, and nothing bounces for it.
 //! 5. **One active provider**, one set of credentials.
@@ -70,7 +70,8 @@
 //! | `spool` | `envelope`, `outcome`, `smtp::address`, `smtp::params`, `smtp::reply`, `config` |
 //! | `listener` | `smtp`, `envelope`, `outcome`, `message`, `policy`, `spool`, `config` |
 //! | `provider::smtp::dialog` | pure, `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `config` |
-//! | `provider::graph::message` | pure, `smtp::address`, `envelope`, `message` |
+//! | `provider::graph::answer` | pure, `smtp::reply`, `outcome` |
+//! | `provider::graph::message` | pure, `smtp::address`, `smtp::params`, `envelope`, `message` |
 //! | `provider` | `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `message`, `config` |
 //! | `explain` | `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `message`, `policy`, `provider::graph`, `config` |
 //! | `admin` | `envelope`, `outcome`, `spool`, `delivery::operator`, `telemetry` |

@@ -64,8 +64,9 @@ impl Sample {
         let mut rest = text.as_str();
         while let Some((before, after)) = rest.split_once("\\x") {
             octets.extend_from_slice(before.as_bytes());
-            octets.push(u8::from_str_radix(&after[..2], 16).expect("two digits"));
-            rest = &after[2..];
+            let (digits, after) = after.split_at(2);
+            octets.push(u8::from_str_radix(digits, 16).expect("two digits"));
+            rest = after;
         }
         octets.extend_from_slice(rest.as_bytes());
         octets
