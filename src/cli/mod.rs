@@ -59,7 +59,7 @@ enum Command {
     Explain(explain::Args),
     /// Ask the running gateway whether it accepts mail (its /readyz); for container health checks
     Health(ConfigArgs),
-    /// Run the gateway against a stand-in upstream with an inbox, to try it or to test an application
+    /// Run the gateway against a stand-in for its provider with an inbox, to try it or to test an application
     Sandbox(sandbox::Args),
     /// Look at the queue of the running gateway and act on it: list, show, retry, hold, release, delete and export messages
     Queue(queue::Args),

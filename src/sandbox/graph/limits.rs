@@ -9,6 +9,9 @@ use super::settings::{Limits, Rate};
 /// Who is limited: an app at a mailbox.
 pub(super) type Lane = (String, String);
 
+/// With more of them, those at rest are forgotten.
+const MAX_LANES: usize = 10_000;
+
 #[derive(Debug, Default)]
 pub(super) struct Traffic {
     lanes: HashMap<Lane, Use>,
@@ -31,6 +34,9 @@ impl Traffic {
         limits: &Limits,
         now: Instant,
     ) -> Result<(), Refusal> {
+        if self.lanes.len() > MAX_LANES {
+            self.lanes.retain(|_, lane| lane.at_once > 0);
+        }
         let lane = self.lanes.entry(lane.clone()).or_default();
         lane.requests.take(limits.requests, 1, now).map_err(|delay| {
             throttled("Application is over its MailboxRequests limit.").retry_after(delay)

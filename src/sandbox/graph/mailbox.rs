@@ -14,7 +14,7 @@ use super::limits::Lane;
 use super::message::{self, Attachment, Pair, Stored};
 use super::settings::Settings;
 
-/// Items that a mailbox keeps; the oldest that were sent go first.
+/// Items in all mailboxes; the oldest that were sent go first.
 const MAX_ITEMS: usize = 10_000;
 const MAX_SESSIONS: usize = 1_000;
 /// Octets of the smallest attachment for an upload session, and of the largest.
@@ -26,13 +26,15 @@ type Result<T> = std::result::Result<T, Refusal>;
 
 #[derive(Debug, Default)]
 pub(super) struct Mailboxes {
-    items: HashMap<String, VecDeque<Item>>,
+    items: VecDeque<Item>,
     sessions: HashMap<String, Session>,
 }
 
-/// A message in a mailbox, whose name is in lower case.
+/// A message in a mailbox.
 #[derive(Clone, Debug)]
 struct Item {
+    /// In lower case.
+    mailbox: String,
     id: String,
     is_immutable: bool,
     is_draft: bool,
@@ -63,32 +65,36 @@ impl Mailboxes {
         if stored.internet_message_id.is_empty() {
             stored.internet_message_id = format!("<{}@sandbox.prod.outlook.invalid>", guid());
         }
-        let item = Item { id: id(), is_immutable, is_draft: true, made: clock::now(), stored };
-        let answer = Answer::json(201, &item.json(mailbox, None));
-        self.put(mailbox, item);
+        let mailbox = mailbox.to_owned();
+        let made = clock::now();
+        let item = Item { mailbox, id: id(), is_immutable, is_draft: true, made, stored };
+        let answer = Answer::json(201, &item.json(None));
+        self.put(item);
         answer
     }
 
     /// A copy of what went out without a draft.
     pub(super) fn keep_sent(&mut self, mailbox: &str, stored: Stored) {
+        let mailbox = mailbox.to_owned();
         let made = clock::now();
-        let item = Item { id: id(), is_immutable: false, is_draft: false, made, stored };
-        self.put(mailbox, item.emptied());
+        let (is_immutable, is_draft) = (false, false);
+        let item = Item { mailbox, id: id(), is_immutable, is_draft, made, stored };
+        self.put(item.emptied());
     }
 
-    fn put(&mut self, mailbox: &str, item: Item) {
-        let items = self.items.entry(mailbox.to_owned()).or_default();
-        items.push_back(item);
-        if items.len() > MAX_ITEMS {
-            items.pop_front();
+    fn put(&mut self, item: Item) {
+        self.items.push_back(item);
+        if self.items.len() > MAX_ITEMS {
+            let oldest = self.items.iter().position(|item| !item.is_draft).unwrap_or(0);
+            self.items.remove(oldest);
         }
     }
 
     /// `GET …/messages/{id}`.
     pub(super) fn show(&self, mailbox: &str, id: &str, select: Option<&str>) -> Result<Answer> {
-        let item = self.items.get(mailbox).and_then(|items| items.iter().find(|it| it.id == id));
-        let item = item.ok_or_else(not_found)?;
-        Ok(Answer::json(200, &item.json(mailbox, select)))
+        let mut items = self.items.iter();
+        let item = items.find(|item| item.mailbox == mailbox && item.id == id);
+        Ok(Answer::json(200, &item.ok_or_else(not_found)?.json(select)))
     }
 
     /// `GET …/messages`, and the same of one folder.
@@ -103,13 +109,13 @@ impl Mailboxes {
         let text = |name: &str| query.get(name).and_then(Value::as_str);
         let top = text("$top").and_then(|top| top.parse().ok()).unwrap_or(10);
         let now = clock::now();
-        let items = self.items.get(mailbox).into_iter().flatten().rev();
+        let items = self.items.iter().rev().filter(|item| item.mailbox == mailbox);
         let found = items
             .filter(|item| now.saturating_duration_since(item.made) >= lag)
             .filter(|item| drafts.is_none_or(|drafts| item.is_draft == drafts))
             .filter(|item| filter.takes(&item.stored, item.is_draft))
             .take(top)
-            .map(|item| item.json(mailbox, text("$select")));
+            .map(|item| item.json(text("$select")));
         Answer::json(200, &json!({ "value": found.collect::<Vec<_>>() }))
     }
 
@@ -117,14 +123,14 @@ impl Mailboxes {
     pub(super) fn change(&mut self, mailbox: &str, id: &str, change: &Value) -> Result<Answer> {
         let item = self.draft(mailbox, id)?;
         message::change(&mut item.stored, change)?;
-        Ok(Answer::json(200, &item.json(mailbox, None)))
+        Ok(Answer::json(200, &item.json(None)))
     }
 
     /// `DELETE …/messages/{id}`.
     pub(super) fn delete(&mut self, mailbox: &str, id: &str) -> Result<Answer> {
-        let items = self.items.get_mut(mailbox).ok_or_else(not_found)?;
-        let at = items.iter().position(|item| item.id == id).ok_or_else(not_found)?;
-        items.remove(at);
+        let mut items = self.items.iter();
+        let at = items.position(|item| item.mailbox == mailbox && item.id == id);
+        self.items.remove(at.ok_or_else(not_found)?);
         self.sessions.retain(|_, session| session.message != id);
         Ok(Answer::empty(204))
     }
@@ -305,13 +311,15 @@ impl Mailboxes {
     }
 
     fn draft(&mut self, mailbox: &str, id: &str) -> Result<&mut Item> {
-        let items = self.items.get_mut(mailbox).ok_or_else(not_found)?;
-        items.iter_mut().find(|item| item.id == id && item.is_draft).ok_or_else(not_found)
+        let mut items = self.items.iter_mut();
+        items
+            .find(|item| item.mailbox == mailbox && item.id == id && item.is_draft)
+            .ok_or_else(not_found)
     }
 
     /// Drafts are in memory.
     fn has_room(&self, octets: u64, settings: &Settings) -> Result<()> {
-        let drafts = self.items.values().flatten().map(|item| item.stored.octets());
+        let drafts = self.items.iter().map(|item| item.stored.octets());
         let sessions = self.sessions.values().map(|session| session.size);
         let used: u64 = drafts.chain(sessions).sum();
         if used.saturating_add(octets) > settings.keep as u64 {
@@ -322,8 +330,8 @@ impl Mailboxes {
 }
 
 impl Item {
-    fn json(&self, mailbox: &str, select: Option<&str>) -> Value {
-        let stored = &self.stored;
+    fn json(&self, select: Option<&str>) -> Value {
+        let (stored, mailbox) = (&self.stored, self.mailbox.as_str());
         let recipients = |list: &[message::Recipient]| {
             let shown = list.iter().map(|it| {
                 json!({ "emailAddress": {

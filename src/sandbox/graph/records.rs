@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::clock;
 
 const MAX_RECORDS: usize = 10_000;
-/// Octets of bodies in all records together.
+/// Octets of headers and bodies in all records together.
 const MAX_OCTETS: usize = 32 * 1024 * 1024;
 /// A text that is longer is cut.
 const MAX_TEXT: usize = 4_096;
@@ -64,8 +64,11 @@ impl Records {
         path: String,
         headers: BTreeMap<String, String>,
     ) -> u64 {
+        let fields: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let octets = path.len() + fields;
         let mut kept = self.kept();
         kept.next += 1;
+        kept.octets += octets;
         let number = kept.next;
         kept.records.push_back(Record {
             number,
@@ -79,7 +82,7 @@ impl Records {
             status: None,
             end: "going on",
             took_ms: None,
-            kept: 0,
+            kept: octets,
         });
         while kept.records.len() > MAX_RECORDS
             || (kept.octets > MAX_OCTETS && kept.records.len() > 1)
@@ -98,7 +101,7 @@ impl Records {
         let Some(record) = find(&mut kept, number) else { return };
         record.body_size = size;
         record.body = body;
-        record.kept = octets;
+        record.kept += octets;
         kept.octets += octets;
     }
 
