@@ -212,8 +212,7 @@ impl Once for Value {
 
 #[test]
 fn nothing_is_asked_before_retry_after_is_over() {
-    let pauses = ["1.5", "2"];
-    for (status, pause) in [(429, pauses[0]), (503, pauses[1])] {
+    for (status, pause, wait) in [(429, "1.5", 1_500), (503, "2", 2_000)] {
         let cloud = Cloud::new();
         let headers = json!({ "Retry-After": pause });
         let fault = json!({ "path": "*/sendMail", "status": status, "headers": headers });
@@ -226,7 +225,6 @@ fn nothing_is_asked_before_retry_after_is_over() {
         gateway.wait_empty();
         let asked = cloud.asked("/sendMail");
         let refused = asked.iter().find(|it| it.status == Some(status)).unwrap();
-        let wait = (pause.parse::<f64>().unwrap() * 1000.0) as u64;
         let after = asked.iter().filter(|it| it.number > refused.number);
         // Those that were on their way at that moment aside.
         let next = after.map(|it| it.began).filter(|at| *at > refused.began + 500).min();
@@ -705,5 +703,40 @@ fn a_signed_message_goes_as_mime_to_its_envelope() {
     let sent = String::from_utf8_lossy(&mail.content).into_owned();
     let signed = &content[content.find("--x").unwrap()..];
     assert!(sent.ends_with(signed), "{sent}");
+    gateway.stop();
+}
+
+#[test]
+fn what_a_crash_leaves_of_a_draft_is_never_sent() {
+    let cloud = Cloud::new();
+    let spool = tempfile::tempdir().unwrap();
+    let setup = cloud.setup().spool(spool.path());
+    // Once in the middle of the upload, once when it is to be sent.
+    cloud.fault(json!({ "method": "PUT", "skip": 1, "then": "hang" }));
+    cloud.fault(json!({ "method": "POST", "path": "*/send", "then": "hang" }));
+    let gateway = setup.start();
+    let content = with_file(9_000_000);
+    Client::hello(gateway.smtp()).mail("app@example.com", &["b@example.org"], &content);
+    let hangs = |n: usize| {
+        eventually("a request that hangs", || {
+            let hung = cloud.world.requests().iter().filter(|it| it.fault.is_some()).count();
+            (hung == n).then_some(())
+        });
+    };
+    hangs(1);
+    drop(gateway.kill());
+    let gateway = setup.start();
+    hangs(2);
+    drop(gateway.kill());
+    let gateway = setup.start();
+    gateway.wait_event("in_doubt", |_| true);
+    let mail = cloud.wait(1).remove(0);
+    gateway.wait_event("delivered", |_| true);
+    gateway.wait_empty();
+    assert_eq!(cloud.mails().len(), 1);
+    let stored = serde_json::to_value(mail.stored.unwrap().as_ref()).unwrap();
+    assert_eq!(stored["attachments"][0]["size"], 9_000_000_u64.div_ceil(57) * 57);
+    let deleted = cloud.world.requests().into_iter().filter(|it| it.method == "DELETE").count();
+    assert_eq!(deleted, 2, "the drafts of the former runs");
     gateway.stop();
 }

@@ -47,6 +47,8 @@ pub(super) struct Delivery<'a> {
     again: bool,
     /// What a former attempt may have sent was looked for.
     looked: bool,
+    /// The path of the draft that was made last.
+    pub(super) draft: Option<String>,
 }
 
 /// Why a step was not taken.
@@ -91,6 +93,7 @@ impl<'a> Delivery<'a> {
             max_request: MAX_REQUEST,
             again: false,
             looked: false,
+            draft: None,
         }
     }
 

@@ -1,8 +1,9 @@
 //! Whether a message was sent after all.
 //!
 //! The one proof is a message in the mailbox with our own extended property: the application's Message-ID proves
-//! nothing, for others may have it too. One that is still a draft is sent. Where nothing is found, nothing is known: the
-//! mailbox keeps no copy, its index lags, or we may not look.
+//! nothing, for others may have it too. One that is still a draft was not sent; as a former attempt may have ended
+//! before it was complete, only the draft of this attempt is ever sent, and others go. Where nothing is found, nothing is
+//! known: the mailbox keeps no copy, its index lags, or we may not look.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio::time::sleep;
 use crate::clock;
 use crate::outcome::Outcome;
 
-use super::answer::{self, Step, Try};
+use super::answer::{self, Step};
 use super::client::{Content, segment};
 use super::delivery::{Delivery, Refusal};
 use super::is_fresh;
@@ -27,8 +28,8 @@ const LOOKS: [Duration; 4] =
 /// What a look into the mailbox shows.
 enum Found {
     Sent(Outcome),
-    /// The path of a draft.
-    Draft(String),
+    /// The paths of drafts.
+    Drafts(Vec<String>),
     Nothing,
     /// There is no telling, and no use in asking again.
     Unknown,
@@ -45,18 +46,11 @@ impl Delivery<'_> {
         }
         let outcome = match self.find(&doubtful).await {
             Found::Sent(outcome) => outcome,
-            Found::Draft(path) => {
-                self.outcomes.content_leaves().await;
-                match self.send_it(&path).await {
-                    Ok(outcome) => outcome,
-                    // It has gone meanwhile, who knows where to.
-                    Err(Refusal { first: Some(Try::NewDraft), .. }) => return false,
-                    Err(refusal) => {
-                        self.settle(&refusal.outcome);
-                        self.part.clear();
-                        return true;
-                    }
+            Found::Drafts(paths) => {
+                for path in paths {
+                    self.discard(&path).await;
                 }
+                return false;
             }
             Found::Nothing | Found::Unknown => return false,
         };
@@ -71,18 +65,19 @@ impl Delivery<'_> {
         // Without a copy in Sent Items it is to be found while it is on its way, or not at all.
         let is_kept = self.graph.config.save_to_sent_items || sent_a_draft(&refusal.outcome);
         let looks = if is_kept { LOOKS.len() } else { 1 };
-        let mut draft = None;
+        let mut is_draft = false;
         for wait in LOOKS.into_iter().take(looks) {
             sleep(wait).await;
             match self.find(&part).await {
                 Found::Sent(outcome) => return outcome,
-                Found::Draft(path) => draft = Some(path),
-                Found::Nothing => {}
+                Found::Drafts(paths) => {
+                    is_draft = self.draft.as_ref().is_some_and(|draft| paths.contains(draft));
+                }
+                Found::Nothing => is_draft = false,
                 Found::Unknown => return refusal.outcome,
             }
         }
-        // One that Graph makes of `sendMail` is on its way by itself.
-        match draft.filter(|_| sent_a_draft(&refusal.outcome)) {
+        match self.draft.clone().filter(|_| is_draft) {
             Some(path) => match self.send_it(&path).await {
                 Ok(outcome) => outcome,
                 Err(_no_better) => refusal.outcome,
@@ -104,7 +99,10 @@ impl Delivery<'_> {
         match self.call(Step::Find, Method::GET, &path, Content::None, Bytes::new()).await {
             Ok(reply) => match reply.json().as_ref().and_then(seen) {
                 Some(Seen::Sent) => Found::Sent(answer::found(&reply.answer)),
-                Some(Seen::Draft(id)) => Found::Draft(format!("/messages/{}", segment(&id))),
+                Some(Seen::Drafts(ids)) => {
+                    let path = |id: &String| format!("/messages/{}", segment(id));
+                    Found::Drafts(ids.iter().map(path).collect())
+                }
                 Some(Seen::Nothing) => Found::Nothing,
                 None => Found::Unknown,
             },
@@ -125,7 +123,7 @@ fn sent_a_draft(outcome: &Outcome) -> bool {
 #[derive(Debug, PartialEq, Eq)]
 enum Seen {
     Sent,
-    Draft(String),
+    Drafts(Vec<String>),
     Nothing,
 }
 
@@ -136,11 +134,12 @@ fn seen(list: &Value) -> Option<Seen> {
     if messages.iter().any(|message| is_draft(&message) == Some(false)) {
         return Some(Seen::Sent);
     }
-    match messages.iter().find(|message| is_draft(message) == Some(true)) {
-        Some(draft) => Some(Seen::Draft(draft.get("id")?.as_str()?.to_owned())),
-        None if messages.is_empty() => Some(Seen::Nothing),
-        None => None,
-    }
+    let id = |message: &Value| {
+        is_draft(&message)?;
+        message.get("id")?.as_str().map(str::to_owned)
+    };
+    let ids = messages.iter().map(id).collect::<Option<Vec<_>>>()?;
+    Some(if ids.is_empty() { Seen::Nothing } else { Seen::Drafts(ids) })
 }
 
 #[cfg(test)]
@@ -154,7 +153,7 @@ mod tests {
         };
         check(r#"{"value":[]}"#, Some(Seen::Nothing));
         check(r#"{"value":[{"id":"a","isDraft":false}]}"#, Some(Seen::Sent));
-        check(r#"{"value":[{"id":"a","isDraft":true}]}"#, Some(Seen::Draft("a".to_owned())));
+        check(r#"{"value":[{"id":"a","isDraft":true}]}"#, Some(Seen::Drafts(vec!["a".to_owned()])));
         check(
             r#"{"value":[{"id":"a","isDraft":true},{"id":"b","isDraft":false}]}"#,
             Some(Seen::Sent),

@@ -40,6 +40,7 @@ impl Delivery<'_> {
         let id = made.as_ref().and_then(|made| made.get("id")?.as_str());
         let Some(id) = id else { return Err(self.garbage(Step::Create, "a draft without an id")) };
         let path = format!("/messages/{}", segment(id));
+        self.draft = Some(path.clone());
         let sent = self.fill_and_send(draft, &path).await;
         if sent.as_ref().is_err_and(|refusal| !refusal.maybe_sent()) {
             self.discard(&path).await;
@@ -65,7 +66,7 @@ impl Delivery<'_> {
     }
 
     /// Best effort: a draft that stays harms nobody.
-    async fn discard(&mut self, path: &str) {
+    pub(super) async fn discard(&mut self, path: &str) {
         let delete = self.call(Step::Find, Method::DELETE, path, Content::None, Bytes::new());
         if timeout(DELETION, delete).await.is_err() {
             debug!("graph: a draft could not be deleted in time");
