@@ -132,7 +132,7 @@ fn check(fault: Value, comes: Comes, words: &str) {
 }
 
 fn code(status: u16, code: &str) -> Value {
-    json!({ "status": status, "code": code, "times": null })
+    json!({ "path": "*/sendMail", "status": status, "code": code, "times": null })
 }
 
 #[test]
@@ -607,5 +607,103 @@ fn many_large_messages_at_once_take_little_memory() {
     gateway.wait_empty();
     let peak = gateway.peak_memory_kb();
     assert!(peak < 256_000, "{peak} kB");
+    gateway.stop();
+}
+
+#[test]
+fn a_pause_that_comes_with_a_success_is_for_the_next() {
+    let cloud = Cloud::new();
+    let headers = json!({ "Retry-After": "1.5" });
+    cloud.fault(json!({ "path": "*/sendMail", "status": 202, "acts": true, "headers": headers }));
+    let gateway = cloud.setup().start();
+    let id = send(&gateway, &["b@example.org"]);
+    gateway.wait_event("delivered", |event| event["id"] == id.as_str());
+    send(&gateway, &["c@example.org"]);
+    cloud.wait(2);
+    gateway.wait_empty();
+    let asked = cloud.asked("/sendMail");
+    assert_eq!(asked.len(), 2, "each once");
+    assert!(asked[1].began >= asked[0].began + 1_400);
+    gateway.stop();
+}
+
+#[test]
+fn a_header_that_is_refused_does_not_fail_the_message() {
+    let cloud = Cloud::new();
+    cloud.fault(code(400, "InvalidInternetMessageHeader").take_once());
+    let gateway = cloud.setup().start();
+    let content = format!(
+        "From: {SENDER}\r\nTo: b@example.org\r\nIn-Reply-To: <a@b>\r\nX-One: 1\r\n{HEAD}\r\nhello\r\n"
+    );
+    Client::hello(gateway.smtp()).mail("app@example.com", &["b@example.org"], content);
+    cloud.wait(1);
+    gateway.wait_empty();
+    let asked = cloud.asked("/sendMail");
+    assert_eq!(asked.len(), 2);
+    let message = &asked[1].body["message"];
+    assert!(message["internetMessageHeaders"].is_null(), "{message}");
+    // Our own mark stays.
+    let properties = message["singleValueExtendedProperties"].as_array().unwrap();
+    assert_eq!(properties.len(), 1, "{message}");
+    assert!(!gateway.events().iter().any(|event| event["event"] == "deferred"));
+    gateway.stop();
+}
+
+#[test]
+fn many_small_files_go_one_by_one() {
+    let cloud = Cloud::new();
+    let gateway = cloud.setup().start();
+    let file = format!(
+        "--x\r\nContent-Type: application/pdf; name=small.pdf\r\nContent-Transfer-Encoding: base64\r\n\r\n{}",
+        format!("{}\r\n", "QUJD".repeat(19)).repeat(15_000)
+    );
+    let content =
+        with_file(1_000_000).replace("--x--\r\n", &format!("{}--x--\r\n", file.repeat(5)));
+    Client::hello(gateway.smtp()).mail("app@example.com", &["b@example.org"], content);
+    let stored = cloud.wait(1).remove(0).stored.unwrap();
+    gateway.wait_empty();
+    let stored = serde_json::to_value(stored.as_ref()).unwrap();
+    let sizes: Vec<_> = stored["attachments"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["size"].as_u64().unwrap())
+        .collect();
+    assert_eq!(sizes, [1_000_008, 855_000, 855_000, 855_000, 855_000, 855_000]);
+    assert_eq!(cloud.asked("/attachments").len(), 6);
+    gateway.stop();
+}
+
+#[test]
+fn mail_waits_for_a_cloud_that_cannot_be_reached() {
+    let cloud = Cloud::new();
+    let setup = cloud.setup();
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gateway = setup.set("provider.endpoints", &format!("login = \"http://{dead}\"")).start();
+    send(&gateway, &["b@example.org"]);
+    let closed = gateway.wait_event("closed", |_| true);
+    assert_eq!((&closed["scope"], &closed["stage"]), (&"provider".into(), &"connect".into()));
+    assert_eq!(gateway.metric("mailsluice_queue_messages{state=\"queued\"}"), 1.0);
+    assert_eq!(gateway.metric("mailsluice_in_doubt_total"), 0.0);
+    gateway.stop();
+}
+
+#[test]
+fn a_signed_message_goes_as_mime_to_its_envelope() {
+    let cloud = Cloud::new();
+    let gateway = cloud.setup().start();
+    let content = format!(
+        "From: {SENDER}\r\nTo: b@example.org, header-only@example.org\r\n{HEAD}Content-Type: multipart/signed; protocol=\"application/pkcs7-signature\"; micalg=sha-256; boundary=x\r\n\r\n--x\r\nContent-Type: text/plain\r\n\r\nsigned\r\n--x\r\nContent-Type: application/pkcs7-signature; name=smime.p7s\r\nContent-Transfer-Encoding: base64\r\n\r\nQUJD\r\n--x--\r\n"
+    );
+    let to = ["b@example.org", "hidden@example.org"];
+    Client::hello(gateway.smtp()).mail("app@example.com", &to, &content);
+    let mail = cloud.wait(1).remove(0);
+    let mut reached = mail.to.clone();
+    reached.sort();
+    assert_eq!(reached, to);
+    assert_eq!(cloud.asked("/sendMail")[0].headers["content-type"], "text/plain");
+    let sent = String::from_utf8_lossy(&mail.content).into_owned();
+    let signed = &content[content.find("--x").unwrap()..];
+    assert!(sent.ends_with(signed), "{sent}");
     gateway.stop();
 }

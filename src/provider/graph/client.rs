@@ -376,6 +376,24 @@ mod tests {
     }
 
     #[test]
+    fn a_body_is_out_with_its_last_piece_and_not_before() {
+        let out = Arc::new(Out::new(false));
+        let left = Bytes::from(vec![b'x'; PIECE + 1]);
+        let mut sending = Sending { left, out: Arc::clone(&out) };
+        assert_eq!(sending.size_hint().exact(), Some(PIECE as u64 + 1));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut piece = || match Pin::new(&mut sending).poll_frame(&mut cx) {
+            Poll::Ready(Some(Ok(frame))) => frame.into_data().unwrap().len(),
+            Poll::Ready(_) | Poll::Pending => 0,
+        };
+        assert!(!out.is_out());
+        assert_eq!((piece(), out.is_out()), (PIECE, false));
+        assert_eq!((piece(), out.is_out()), (1, true));
+        assert_eq!(piece(), 0);
+        assert!(Out::new(true).is_out());
+    }
+
+    #[test]
     fn ids_differ() {
         assert_ne!(request_id(), request_id());
     }

@@ -99,6 +99,8 @@ enum Sink {
     Count(Counter),
     /// A text that may become the body.
     Keep(Decoder, Vec<u8>),
+    /// A multipart that is not opened.
+    Seal,
 }
 
 /// A message that was read.
@@ -442,8 +444,7 @@ impl Scan {
             let boundary = boundary.as_bytes().to_vec();
             let is_usable = (1..=MAX_BOUNDARY_LINE / 2).contains(&boundary.len());
             if is_usable && self.open.len() >= MAX_DEPTH {
-                node.kind = Kind::Sealed;
-                self.sink = None;
+                self.sink = Some(Sink::Seal);
                 return;
             }
             if is_usable {
@@ -512,7 +513,7 @@ impl Scan {
 
     fn pass(&mut self, content: &[u8]) {
         match &mut self.sink {
-            None => {}
+            None | Some(Sink::Seal) => {}
             Some(Sink::Count(counter)) => counter.push(content),
             Some(Sink::Keep(decoder, text)) => {
                 let before = text.len();
@@ -613,7 +614,7 @@ impl Scan {
     fn has_text(&self) -> bool {
         match &self.sink {
             Some(Sink::Keep(_, text)) => !text.trim_ascii().is_empty(),
-            Some(Sink::Count(_)) => true,
+            Some(Sink::Count(_) | Sink::Seal) => true,
             None => false,
         }
     }
@@ -626,15 +627,11 @@ impl Scan {
 
     /// The content of the last node has ended.
     fn close(&mut self, end: u64) {
-        let Some(sink) = self.sink.take() else {
-            if let Some(node @ Node { kind: Kind::Sealed, .. }) = self.nodes.last_mut() {
-                node.body.end = end;
-            }
-            return;
-        };
+        let Some(sink) = self.sink.take() else { return };
         let Some(node) = self.nodes.last_mut() else { return };
         node.body.end = end.max(node.body.start);
         node.kind = match sink {
+            Sink::Seal => Kind::Sealed,
             Sink::Count(counter) => Kind::Leaf(counter.finish()),
             Sink::Keep(decoder, mut text) => {
                 let before = text.len();

@@ -50,6 +50,22 @@ fn parts_are_where_they_lie() {
 }
 
 #[test]
+fn what_lies_too_deep_ends_with_its_boundary() {
+    let levels = MAX_DEPTH + 1;
+    let open: String = (0..levels)
+        .map(|n| format!("Content-Type: multipart/mixed; boundary=n{n}\n\n--n{n}\n"))
+        .collect();
+    let last = levels - 1;
+    let outline = outline(&format!("{open}\ndeep\n--n{last}--\n--n0\n\nmore\n--n0--\nend\n"));
+    let sealed = outline.lines().find(|line| line.ends_with(" sealed")).unwrap();
+    let (_, range) = sealed.trim().split_once(' ').unwrap();
+    let (start, end) = range.trim_end_matches(" sealed").split_once("..").unwrap();
+    let length = end.parse::<usize>().unwrap() - start.parse::<usize>().unwrap();
+    assert_eq!(length, format!("--n{last}\r\n\r\ndeep\r\n--n{last}--").len(), "{outline}");
+    assert!(outline.ends_with(" \"more\"\n"), "{outline}");
+}
+
+#[test]
 fn a_text_that_is_too_large_is_counted_only() {
     let line =
         "A line of text that is long, and there are many of them: too many to be a body.\r\n";
