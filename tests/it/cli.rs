@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -194,6 +195,45 @@ fn sandbox_sends_a_message_by_graph_and_prints_what_is_stored() {
         assert!(err(&output).contains(words), "{}", err(&output));
     }
     assert_eq!(code(&run(&["sandbox", "--limits", "none"], root())), 64, "there are none for SMTP");
+}
+
+/// A sandbox in the background, which ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn sandbox_alone_prints_the_provider_for_a_gateway_and_shows_its_inbox() {
+    let arguments = ["sandbox", "--provider", "microsoft365", "--only-world"];
+    let mut command = Command::new(BINARY);
+    let command = command.args(arguments).args(["--inbox", "127.0.0.1:0"]);
+    let mut sandbox = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    let lines = BufReader::new(sandbox.0.stdout.take().unwrap()).lines();
+    let lines: Vec<String> =
+        lines.map(Result::unwrap).take_while(|line| !line.starts_with("Ctrl-C")).collect();
+    let text = lines.join("\n");
+    let (head, table) = text.split_once("# for the configuration of a gateway\n").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("mailsluice.toml");
+    let spool = folder.path().join("spool");
+    fs::write(&config, format!("{table}\n[spool]\npath = \"{}\"\n", spool.display())).unwrap();
+    fs::set_permissions(&config, fs::Permissions::from_mode(0o600)).unwrap();
+    let output = run(&["check", "--config", "mailsluice.toml"], folder.path());
+    assert_eq!(code(&output), 0, "{}", err(&output));
+
+    let address = head.trim().trim_start_matches("inbox     http://").trim_end_matches('/');
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    assert!(page.starts_with("HTTP/1.1 200 OK\r\n"), "{page}");
+    assert!(page.contains("content-security-policy: default-src 'none'"), "{page}");
+    assert!(page.contains("Nothing has arrived yet."), "{page}");
 }
 
 #[test]
