@@ -740,3 +740,46 @@ fn what_a_crash_leaves_of_a_draft_is_never_sent() {
     assert_eq!(deleted, 2, "the drafts of the former runs");
     gateway.stop();
 }
+
+#[test]
+fn a_right_that_is_taken_away_holds_all_and_given_back_lets_it_go() {
+    let cloud = Cloud::new();
+    let gateway = cloud.setup().start();
+    cloud.rights(&[], &[]);
+    let ids: Vec<_> = (0..3).map(|_| send(&gateway, &["b@example.org"])).collect();
+    let closed = gateway.wait_event("closed", |_| true);
+    let words = closed["words"].as_str().unwrap();
+    assert!(words.contains("ErrorAccessDenied") && words.contains("Mail.Send"), "{words}");
+    let (_, ready) = gateway.get("/readyz");
+    assert!(ready.contains("ErrorAccessDenied"), "{ready}");
+    cloud.rights(&["Mail.Send"], &[]);
+    cloud.wait(3);
+    for id in ids {
+        gateway.wait_event("delivered", |event| event["id"] == id.as_str());
+    }
+    gateway.wait_empty();
+    assert_eq!(cloud.mails().len(), 3);
+    assert_eq!(gateway.metric("mailsluice_recipients_total{outcome=\"failed\"}"), 0.0);
+    gateway.stop();
+}
+
+#[test]
+fn many_recipients_go_in_parts_each_to_its_own() {
+    let cloud = Cloud::new();
+    let gateway = cloud.setup().set("provider", "max_recipients = 2").start();
+    let to = ["b@example.org", "c@example.org", "d@example.org", "e@example.org", "f@example.org"];
+    send(&gateway, &to);
+    let mails = cloud.wait(3);
+    gateway.wait_event("delivered", |event| event["to"] == "f@example.org");
+    gateway.wait_empty();
+    let parts: Vec<_> = mails.iter().map(|mail| mail.to.len()).collect();
+    assert_eq!(parts, [2, 2, 1]);
+    let mut reached: Vec<_> = mails.into_iter().flat_map(|mail| mail.to).collect();
+    reached.sort();
+    assert_eq!(reached, to);
+    // Only the first part has the one that the header names.
+    let visible = |at: usize| cloud.asked("/sendMail")[at].body["message"]["toRecipients"].clone();
+    assert!(visible(0).to_string().contains("b@example.org"));
+    assert!(!visible(1).to_string().contains("example.org"), "{}", visible(1));
+    gateway.stop();
+}
