@@ -486,7 +486,7 @@ impl Said<'_> {
             300..=399 | 402 | 405 | 406 | 411 | 415 | 422 | 501 => {
                 self.held(Scope::Provider, self.stage(), SETUP)
             }
-            // Also 408, 409, 412, 423 and their like; a 400 that is not Graph's.
+            // Also 408, the conflicts 409, 412 and 423; a 400 that is not Graph's.
             _ => self.maybe(self.in_doubt()),
         }
     }
@@ -495,7 +495,8 @@ impl Said<'_> {
     fn maybe(&self, maybe_sent: bool) -> Outcome {
         match self.for_now() {
             Outcome::Deferred(cause) => {
-                let lost = cause.scope == Scope::Message;
+                let is_conflict = matches!(self.answer.status, 409 | 412 | 423);
+                let lost = cause.scope == Scope::Message && !is_conflict;
                 Outcome::Deferred(Cause { lost, maybe_sent, ..cause })
             }
             other => other,

@@ -333,7 +333,11 @@ fn a_trouble_of_the_service_is_in_doubt_once_the_message_was_out() {
 
 #[test]
 fn conflicts_pass() {
-    for status in [408, 409, 412, 423, 421, 424, 425, 426, 428, 431, 451, 418] {
+    for status in [409, 412, 423] {
+        check(status, "", "deferred message send_mail");
+        check(status, "New", "deferred message send_mail");
+    }
+    for status in [408, 421, 424, 425, 426, 428, 431, 451, 418] {
         check(status, "", "deferred message send_mail lost");
         check(status, "New", "deferred message send_mail lost");
     }
