@@ -233,8 +233,11 @@ fn by_graph(
         }
         explanation.requests.extend(requests);
     }
-    // What is put before a message is dropped again on this way, or was never the application's.
-    let is_ours = |change: &Note| change.kind == "added";
+    // What the gateway puts before every message stays behind in JSON.
+    let is_ours = |change: &Note| {
+        let names = ["Received", "Message-ID", "Date"];
+        change.kind == "added" && names.iter().any(|name| change.what.ends_with(name))
+    };
     if explanation.way != "mime" {
         explanation.changes.retain(|change| !is_ours(change));
     }

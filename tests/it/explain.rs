@@ -49,6 +49,8 @@ fn explain_shows_the_way_and_the_losses_of_microsoft_365() {
     has("recipients b@example.org, c@example.org, d@example.org\n");
     has("header field Bcc is not sent");
     has("header field From becomes From: Boss <reports@contoso.test>");
+    has("added: header field Reply-To");
+    assert!(!text.contains("added: header field Received"), "{text}");
     has("Precedence");
     has("POST /v1.0/users/reports@contoso.test/sendMail (");
     has("\"contentBytes\": \"(4 octets)\"");
