@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use super::disk::{Disk, LockError, RealDisk};
 use super::failed::{self, Bell, Filer};
+use super::fresh::Fresh;
 use super::index::{Entry, Index, Lies};
 use super::record::{self, Change, Place, Record};
 use super::recover;
@@ -192,6 +193,7 @@ impl Log {
             trouble: Mutex::new(None),
             is_in_trouble: AtomicBool::new(false),
             filer: Bell::default(),
+            fresh: Fresh::new(geometry.fresh),
         });
         let writer = Writer::start(Arc::clone(&shared), found.next, lock)?;
         let filer = Filer::new(Arc::clone(&shared), config.keep_failed);
@@ -247,6 +249,7 @@ impl Spool for Log {
         let mut held = Counted::new(Arc::clone(&self.shared.space), 0);
         let mut records = Vec::with_capacity(ops.len());
         let mut files = Vec::new();
+        let mut new = Vec::new();
         let mut in_memory = 0;
         let mut is_put = false;
         for op in ops {
@@ -256,7 +259,10 @@ impl Spool for Log {
                     match body {
                         Staged::Memory(bytes) => {
                             in_memory += bytes.len() as u64;
-                            Record::put(&envelope, bytes)
+                            let content = Bytes::from(bytes);
+                            let record = Record::put(&envelope, content.clone());
+                            new.push((envelope, content));
+                            record
                         }
                         Staged::File(staged) => {
                             files.push(staged.guard);
@@ -265,14 +271,20 @@ impl Spool for Log {
                     }
                 }
                 Op::Update { id, progress } => Record::update(id, &progress),
-                Op::Hold { id, progress } => Record::hold(id, &progress),
+                Op::Hold { id, progress } => {
+                    self.shared.fresh.forget(id);
+                    Record::hold(id, &progress)
+                }
                 Op::Fail { id, progress } => Record::fail(id, &progress),
                 Op::Done { id } if Self::is_put_again(&asked_for, id) => Record::done_in_files(id),
                 Op::Done { id } => Record::done(id),
                 Op::Attempt { id, progress } => Record::attempt(id, &progress),
                 Op::Requeue { id, progress } => Record::requeue(id, &progress),
                 Op::Release { id, progress } => Record::release(id, &progress),
-                Op::Delete { id } => Record::delete(id),
+                Op::Delete { id } => {
+                    self.shared.fresh.forget(id);
+                    Record::delete(id)
+                }
                 Op::Note { key, bytes } => {
                     Record::note(key.clone(), bytes).map_err(|what| SpoolError::Unfit(key, what))?
                 }
@@ -294,6 +306,11 @@ impl Spool for Log {
         // The writer's thread drops the other end only when it panics.
         let answered = answer.await.unwrap_or(Err(SpoolError::Closed));
         drop(asked_for);
+        if answered.is_ok() {
+            for (envelope, content) in new {
+                self.shared.fresh.keep(envelope, content);
+            }
+        }
         answered
     }
 
@@ -310,6 +327,9 @@ impl Spool for Log {
     }
 
     async fn open(&self, id: SpoolId) -> Result<Stored, SpoolError> {
+        if let Some(stored) = self.shared.fresh(id) {
+            return Ok(stored);
+        }
         let shared = Arc::clone(&self.shared);
         match tokio::task::spawn_blocking(move || shared.read(id)).await {
             Ok(stored) => stored,
@@ -352,6 +372,7 @@ pub(super) struct Shared {
     /// Whether there is one, for who asks often.
     is_in_trouble: AtomicBool,
     pub(super) filer: Bell,
+    pub(super) fresh: Fresh,
 }
 
 impl fmt::Debug for Shared {
@@ -370,6 +391,20 @@ impl Shared {
 
     pub(super) fn files(&self) -> Files<'_> {
         Files { disk: &*self.disk, paths: &self.paths }
+    }
+
+    /// A message that is as it came, if memory still has it.
+    fn fresh(&self, id: SpoolId) -> Option<Stored> {
+        let (envelope, content) = self.fresh.take(id)?;
+        let is_untouched = match lock(&self.index).find(id)? {
+            Lies::Log(entry) => entry.progress.is_none(),
+            Lies::Files(_) => false,
+        };
+        is_untouched.then(|| Stored {
+            progress: Progress::new(envelope.accepted, envelope.rcpts.len()),
+            envelope,
+            body: Body::Memory(content),
+        })
     }
 
     /// Reads a message. If its entry changed meanwhile (it was done, or written elsewhere), what was read may be no

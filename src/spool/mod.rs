@@ -116,6 +116,7 @@ pub mod record;
 
 mod disk;
 mod failed;
+mod fresh;
 mod index;
 mod recover;
 mod segment;

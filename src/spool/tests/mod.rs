@@ -330,7 +330,7 @@ fn rcpt(text: &str) -> Rcpt {
     Rcpt { path, notify: Notify::Unsaid, orcpt: None }
 }
 
-fn envelope(n: u128) -> Envelope {
+pub(super) fn envelope(n: u128) -> Envelope {
     Envelope {
         kind: Kind::Mail,
         id: id(n),
@@ -923,7 +923,7 @@ async fn damage_in_the_middle_costs_only_its_batch_and_is_reported() {
 #[tokio::test]
 async fn a_damaged_segment_that_was_put_aside_is_never_written_over() {
     let dir = TempDir::new().unwrap();
-    let geometry = Geometry { segment: 4_096, idle: 256, ..Geometry::default() };
+    let geometry = Geometry { segment: 4_096, idle: 256, fresh: 0, ..Geometry::default() };
     let config = at(dir.path());
     let open = || Log::open_on(TestDisk::new(), &config, geometry);
     let (log, _) = open().await.unwrap();
@@ -1459,7 +1459,8 @@ async fn check_that_a_message_that_stays_keeps_no_space(
 
 #[tokio::test]
 async fn a_message_that_stays_keeps_no_space_while_others_pass() {
-    let geometry = Geometry { segment: 256 * 1024, idle: 16 * 1024, ..Geometry::default() };
+    let geometry =
+        Geometry { segment: 256 * 1024, idle: 16 * 1024, fresh: 0, ..Geometry::default() };
     check_that_a_message_that_stays_keeps_no_space(geometry, 80_000_000, 10_000).await;
     if std::env::var_os("SLOW_TESTS").is_some() {
         let geometry = Geometry::default();
@@ -1474,6 +1475,7 @@ const SMALL: Geometry = Geometry {
     few: 2,
     quiet: Duration::MAX,
     patience: Duration::ZERO,
+    fresh: 0,
 };
 
 #[tokio::test]
@@ -1758,7 +1760,8 @@ async fn random_operations_agree_with_a_model() {
         let dir = TempDir::new().unwrap();
         let disk = TestDisk::new();
         // Files are copied one by one: nothing may be written meanwhile that nobody asked for.
-        let geometry = Geometry { few: usize::MAX, quiet: Duration::MAX, ..Geometry::default() };
+        let geometry =
+            Geometry { few: usize::MAX, quiet: Duration::MAX, fresh: 0, ..Geometry::default() };
         let config = at(dir.path());
         let open_on = || Log::open_on(Arc::clone(&disk) as Arc<dyn Disk>, &config, geometry);
         let (mut log, _) = open_on().await.unwrap();
@@ -1878,7 +1881,8 @@ async fn a_start_never_panics_whatever_is_on_disk() {
 
 #[tokio::test]
 async fn the_log_takes_no_more_than_three_times_what_is_queued() {
-    let geometry = Geometry { segment: 256 * 1024, idle: 16 * 1024, ..Geometry::default() };
+    let geometry =
+        Geometry { segment: 256 * 1024, idle: 16 * 1024, fresh: 0, ..Geometry::default() };
     let content = [b'x'; 10_000];
     // Of the messages that come first every so many goes at once; the others stay.
     for every in [u128::MAX, 4, 2] {
