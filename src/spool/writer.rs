@@ -622,6 +622,7 @@ impl Writer {
         // Said once. What is open now has no index yet.
         self.next.sealed = None;
         self.sync_by = None;
+        *lock(&self.shared.current) = Some((number, Arc::clone(&current.file)));
         self.current = Some(current);
         Ok(())
     }
@@ -681,6 +682,7 @@ impl Writer {
 
     /// Nobody knows what of the segment is on disk: nothing more is written to it, and it is not synced again.
     fn abandon(&mut self, failure: Failure) {
+        *lock(&self.shared.current) = None;
         if let Some(current) = self.current.take() {
             let mut index = lock(&self.shared.index);
             index.segments.entry(current.number).or_default().is_last_use = true;

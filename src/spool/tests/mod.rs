@@ -66,6 +66,8 @@ struct Faults {
     /// Octets that cannot be read: of which file, from where to where.
     bad_octets: Mutex<Vec<(PathBuf, Range<u64>)>>,
     has_no_links: AtomicBool,
+    /// What was written is in the operating system's memory.
+    remembers: AtomicBool,
     /// It writes what is overwritten elsewhere.
     copies: AtomicBool,
     dies: AtomicBool,
@@ -96,6 +98,7 @@ impl TestDisk {
             bad_ending: Mutex::default(),
             bad_octets: Mutex::default(),
             has_no_links: AtomicBool::new(false),
+            remembers: AtomicBool::new(false),
             copies: AtomicBool::new(false),
             dies: AtomicBool::new(false),
             gate: Mutex::new(false),
@@ -241,6 +244,10 @@ impl DiskFile for TestFile {
         self.file.read_at(bytes, offset)
     }
 
+    fn read_from_memory(&self, bytes: &mut [u8], offset: u64) -> bool {
+        self.disk.remembers.load(Ordering::SeqCst) && self.read_at(bytes, offset).is_ok()
+    }
+
     fn end_of_hole(&self, offset: u64) -> u64 {
         self.file.end_of_hole(offset)
     }
@@ -282,7 +289,9 @@ async fn open(dir: &TempDir) -> (Log, Report) {
 
 async fn open_on(disk: &Arc<TestDisk>, dir: &TempDir) -> (Log, Report) {
     let disk = Arc::clone(disk);
-    Log::open_on(disk, &at(dir.path()), Geometry::default()).await.unwrap()
+    // What is read is to come from the disk.
+    let geometry = Geometry { fresh: 0, ..Geometry::default() };
+    Log::open_on(disk, &at(dir.path()), geometry).await.unwrap()
 }
 
 /// What a `kill -9` leaves: the files as they are now.
@@ -1466,6 +1475,51 @@ async fn a_message_that_stays_keeps_no_space_while_others_pass() {
         let geometry = Geometry::default();
         check_that_a_message_that_stays_keeps_no_space(geometry, 20_000_000_000, 900_000).await;
     }
+}
+
+#[tokio::test]
+async fn the_first_attempt_reads_no_file() {
+    let (disk, dir) = (TestDisk::new(), tempfile::tempdir().unwrap());
+    let opened = Log::open_on(Arc::clone(&disk) as _, &at(dir.path()), Geometry::default()).await;
+    let log = opened.unwrap().0;
+    for n in 1..=3 {
+        log.apply(vec![put(n, b"hello")], Durability::Durable).await.unwrap();
+    }
+    log.apply(vec![update(2, 1)], Durability::Durable).await.unwrap();
+    log.apply(vec![Op::Delete { id: id(3) }], Durability::Durable).await.unwrap();
+    disk.bad_opens.store(2, Ordering::SeqCst);
+    let first = log.open(id(1)).await.unwrap();
+    assert_eq!(
+        (first.envelope, first.progress),
+        (envelope(1), Progress::new(UnixMillis(1_000), 2))
+    );
+    assert!(matches!(&first.body, Body::Memory(content) if &content[..] == b"hello"));
+    for n in [1, 2] {
+        let again = log.open(id(n)).await;
+        assert!(
+            matches!(again, Err(SpoolError::Io(..))),
+            "{n}: memory has no word of its progress"
+        );
+    }
+    assert_eq!(log.open(id(2)).await.unwrap().progress, progress(1));
+    assert!(matches!(log.open(id(3)).await, Err(SpoolError::Unknown(_))));
+    log.close().await;
+}
+
+#[tokio::test]
+async fn what_the_operating_system_has_in_memory_is_read_without_a_thread_that_waits() {
+    let (disk, dir) = (TestDisk::new(), tempfile::tempdir().unwrap());
+    let (log, _) = open_on(&disk, &dir).await;
+    log.apply(vec![put(1, b"hello"), put(2, b"you")], Durability::Durable).await.unwrap();
+    log.apply(vec![update(1, 1)], Durability::Durable).await.unwrap();
+    disk.remembers.store(true, Ordering::SeqCst);
+    disk.bad_opens.store(1, Ordering::SeqCst);
+    let read = log.open(id(1)).await.unwrap();
+    assert_eq!((read.envelope, read.progress), (envelope(1), progress(1)));
+    assert!(matches!(&read.body, Body::Memory(content) if &content[..] == b"hello"));
+    disk.remembers.store(false, Ordering::SeqCst);
+    assert!(matches!(log.open(id(2)).await, Err(SpoolError::Io(..))), "the file was opened");
+    log.close().await;
 }
 
 const SMALL: Geometry = Geometry {
