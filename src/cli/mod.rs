@@ -107,6 +107,11 @@ pub fn main() -> ExitCode {
 
 /// Reads the configuration, or says everything that is wrong with it.
 fn load(path: &std::path::Path, secrets: Secrets) -> Result<crate::config::Config, ExitCode> {
+    load_all(path, secrets).map(|loaded| loaded.config)
+}
+
+/// The same with the warnings, which are told too.
+fn load_all(path: &std::path::Path, secrets: Secrets) -> Result<crate::config::Loaded, ExitCode> {
     let loaded = crate::config::load(path, secrets).map_err(|problems| {
         eprintln!("{problems}");
         ExitCode::from(EX_CONFIG)
@@ -117,7 +122,7 @@ fn load(path: &std::path::Path, secrets: Secrets) -> Result<crate::config::Confi
             eprintln!("{}:{warning} (warning)", path.display());
         }
     }
-    Ok(loaded.config)
+    Ok(loaded)
 }
 
 /// The runtime of every command that waits.

@@ -251,6 +251,20 @@ fn address_of_a_server_is_kept_without_brackets() {
 }
 
 #[test]
+fn a_gateway_that_would_refuse_all_mail_is_told() {
+    for (text, is_told) in [
+        ("", true),
+        ("[provider]\nkind = \"none\"\n", true),
+        ("[provider]\nkind = \"none\"\non_mail = \"hold\"\n", false),
+        (UPSTREAM, false),
+    ] {
+        let warnings = parse_in(text, "config.toml", &surroundings()).unwrap().warnings;
+        let said = warnings.iter().any(|it| it.to_string().contains("all mail is refused"));
+        assert_eq!(said, is_told, "{text}");
+    }
+}
+
+#[test]
 fn what_works_but_is_worth_a_look_is_a_warning() {
     let text = format!(
         "[[listener]]\nbind = \"0.0.0.0:25\"\nallow = [\"0.0.0.0/0\"]\n[[listener]]\n\

@@ -28,6 +28,20 @@ pub(super) fn check(file: &Tables, findings: &mut Findings) {
     check_listeners(file, findings);
     check_allowed(&file.sender, findings);
     check_provider(file, findings);
+    let says = |key, default: &'static str| match file.provider.find(key).map(|found| &found.value)
+    {
+        Some(Some(value)) => value.plain().unwrap_or_default().to_owned(),
+        Some(None) | None => default.to_owned(),
+    };
+    if says("kind", "none") == "none" && says("on_mail", "reject") == "reject" {
+        findings.warning(
+            file.provider.at.unwrap_or_default(),
+            "[provider]",
+            "there is none, so all mail is refused for now; write one, or on_mail = \"hold\" to keep \
+             the mail until there is one"
+                .to_owned(),
+        );
+    }
     check_retry(&file.retry, findings);
     check_admin(&file.admin, &file.admin_socket(), findings);
     if file.bounce.find("postmaster").is_none() {

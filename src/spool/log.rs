@@ -78,6 +78,11 @@ impl fmt::Display for OpenError {
                      deliver what is in the spool"
                 )
             }
+            Self::Io(doing, error) if error.kind() == io::ErrorKind::PermissionDenied => write!(
+                f,
+                "{doing}: {error}; start it as the user who owns the spool, or give that user a \
+                 folder (install -d -m 0700 -o USER FOLDER)"
+            ),
             Self::Io(doing, error) => write!(f, "{doing}: {error}"),
         }
     }
