@@ -388,12 +388,23 @@ impl<S: Spool> Dispatcher<S> {
         metrics.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
     }
 
-    /// Lets what is under way end within `grace`; what does not is in doubt where its content was given away.
+    /// Lets what is under way end within `grace`; what does not is in doubt where its content was given away. Operators
+    /// may look on meanwhile, and nothing more is changed for them.
     async fn finish(&mut self, grace: Duration) {
+        // Who asked learns it by the end of his channel.
+        self.asked.clear();
         let all = async {
-            while self.attempts.join_next().await.is_some() {}
-            while let Some(changed) = self.change.join_next().await {
-                self.changed(changed.ok());
+            while !(self.attempts.is_empty() && self.change.is_empty()) {
+                self.count();
+                // As in `run`.
+                tokio::select! {
+                    Some(ended) = self.attempts.join_next_with_id() => self.ended(ended),
+                    Some(changed) = self.change.join_next() => self.changed(changed.ok()),
+                    Some(request) = self.requests.next() => {
+                        self.asked(request);
+                        self.asked.clear();
+                    }
+                }
             }
         };
         if tokio::time::timeout(grace, all).await.is_err() {

@@ -64,13 +64,13 @@ pub struct Closed {
     pub until: UnixMillis,
 }
 
-/// The dispatcher has ended.
+/// The dispatcher is ending, and changes nothing any more; or it has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopping;
 
 impl fmt::Display for Stopping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the gateway is stopping")
+        f.write_str("the gateway is stopping; ask again when it has been started")
     }
 }
 

@@ -291,6 +291,35 @@ fn a_message_that_is_being_sent_is_left_alone() {
     assert_eq!(listed(&gateway, &[]).len(), 1);
 }
 
+/// Nobody answered on the socket until the attempts had ended.
+#[test]
+fn while_the_gateway_stops_the_queue_can_be_looked_at_and_is_not_changed() {
+    let sink = Sink::scripted(|ask| match ask.is_content() {
+        true => Answer::Hang,
+        false => Answer::Usual,
+    });
+    let mut gateway = patient(&sink).set("limits", "shutdown_grace = \"10m\"").start();
+    let id = send(&gateway, FROM, &["bob@example.org"]);
+    eventually("the content to leave", || {
+        sink.lines().iter().any(|line| line == "DATA").then_some(())
+    });
+    gateway.terminate();
+    gateway.wait_event("stopping", |_| true);
+    assert_eq!(ids(&listed(&gateway, &["--state", "in-flight"])), [&id]);
+    assert!(well(&gateway, &["queue", "show", &id]).contains("it is being sent now"));
+    assert!(well(&gateway, &["status"]).contains(" 1 in flight"));
+    // The dispatcher hears of it a moment later.
+    let (code, _, err) = eventually("the verb to be refused", || {
+        let said = run(&gateway, &["queue", "delete", &id]);
+        (said.0 != 75).then_some(said)
+    });
+    assert!(code == 69 && err.contains("the gateway is stopping"), "{code} {err}");
+    assert_eq!(listed(&gateway, &[]).len(), 1);
+    // The attempt comes to its end, and with it the gateway.
+    drop(sink);
+    assert!(gateway.wait_exit().success());
+}
+
 #[test]
 fn an_export_is_what_would_be_sent_and_overwrites_nothing() {
     let (sink, willing) = reluctant("450 later");
