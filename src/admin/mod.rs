@@ -1,6 +1,7 @@
 //! The HTTP side: `/livez`, `/readyz`, `/metrics`, read-only, on loopback; the same and the queue on a Unix socket, which
 //! only the user of the daemon can open.
 
+use std::future::ready;
 use std::sync::Arc;
 
 use axum::Router;
@@ -90,6 +91,13 @@ async fn serve_on<L: socket::Source>(
 ) where
     L::Address: std::fmt::Debug,
 {
+    let refused = |status, words: &'static str| ready(queue::Refused(status, words.to_owned()));
+    let router = router
+        .fallback(move || refused(StatusCode::NOT_FOUND, "nothing is at this path"))
+        // It is for the routes that are there by now.
+        .method_not_allowed_fallback(move || {
+            refused(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
+        });
     let served = axum::serve(listener, router).with_graceful_shutdown(end.cancelled_owned()).await;
     if let Err(error) = served {
         error!(%error, "the admin listener ended: {error}");

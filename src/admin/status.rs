@@ -10,6 +10,7 @@ use crate::admin::Shared;
 use crate::admin::filter::State;
 use crate::admin::queue::Refused;
 use crate::clock::{self, Time};
+use crate::delivery::operator::Obstacle;
 use crate::envelope::UnixMillis;
 use crate::spool::Spool;
 
@@ -117,7 +118,10 @@ pub(super) async fn status<S: Spool>(
     }
     let (facts, health, metrics) = (&shared.facts, shared.spool.health(), &shared.metrics);
     let ended = |outcome| metrics.recipients.with_label_values(&[outcome]).get();
-    let closed = look.closed.as_ref();
+    let closed = match &look.obstacle {
+        Some(Obstacle::Closed(closed)) => Some(closed),
+        Some(Obstacle::NoProvider) | None => None,
+    };
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION"),
         started: Time(facts.started).to_string(),
@@ -126,10 +130,10 @@ pub(super) async fn status<S: Spool>(
             kind: facts.provider,
             server: facts.server.clone(),
             lane: facts.lane.clone(),
-            state: match (facts.provider, closed) {
-                ("none", _) => "none",
-                (_, None) => "open",
-                (_, Some(_)) => "closed",
+            state: match look.obstacle {
+                None => "open",
+                Some(Obstacle::NoProvider) => "none",
+                Some(Obstacle::Closed(_)) => "closed",
             },
             closed_since: closed.map(|closed| Time(closed.since).to_string()),
             why: closed.map(|closed| closed.why.to_string()),
