@@ -140,28 +140,23 @@ async fn metrics<S: Spool>(State(shared): State<Arc<Shared<S>>>) -> Response {
     shared.metrics.spool_used.set(gauge(health.used));
     let failed = i64::try_from(health.failed).unwrap_or(i64::MAX);
     shared.metrics.queue.with_label_values(&["failed"]).set(failed);
-    let (oldest, octets) = walk(shared.spool.as_ref()).await;
-    shared.metrics.queue_oldest.set(gauge(oldest));
-    shared.metrics.queue_bytes.set(gauge(octets));
+    shared.metrics.queue_oldest.set(gauge(oldest(shared.spool.as_ref()).await));
+    shared.metrics.queue_bytes.set(gauge(health.contents));
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], shared.metrics.render()).into_response()
 }
 
-/// The age of the oldest queued message, in seconds, and the octets of all. Ids sort by the time of acceptance.
-async fn walk<S: Spool>(spool: &S) -> (u64, u64) {
-    let (mut after, mut oldest, mut octets) = (None, None, 0_u64);
+/// The age of the oldest queued message, in seconds. Ids sort by the time of acceptance.
+async fn oldest<S: Spool>(spool: &S) -> u64 {
+    let mut after = None;
     loop {
         let heads = spool.heads(after, 1_000);
-        let Some(last) = heads.last() else { break };
+        let Some(last) = heads.last() else { return 0 };
         after = Some(last.id);
-        for head in heads {
-            octets = octets.saturating_add(head.size);
-            if oldest.is_none() && head.state == QueueState::Queued {
-                oldest = Some(clock::wall().since(head.id.accepted()).as_secs());
-            }
+        if let Some(head) = heads.iter().find(|head| head.state == QueueState::Queued) {
+            return clock::wall().since(head.id.accepted()).as_secs();
         }
         // Mail has its turn in between.
         tokio::task::yield_now().await;
     }
-    (oldest.unwrap_or(0), octets)
 }

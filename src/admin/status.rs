@@ -99,7 +99,6 @@ pub(super) async fn status<S: Spool>(
         let Some(last) = heads.last() else { break };
         after = Some(last.id);
         for head in heads {
-            queue.bytes = queue.bytes.saturating_add(head.size);
             let state = State::of(&head, &look, now);
             let count = match state {
                 State::Due | State::Queued | State::InDoubt => &mut queue.due,
@@ -117,6 +116,7 @@ pub(super) async fn status<S: Spool>(
         tokio::task::yield_now().await;
     }
     let (facts, health, metrics) = (&shared.facts, shared.spool.health(), &shared.metrics);
+    queue.bytes = health.contents;
     let ended = |outcome| metrics.recipients.with_label_values(&[outcome]).get();
     let closed = match &look.obstacle {
         Some(Obstacle::Closed(closed)) => Some(closed),

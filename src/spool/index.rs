@@ -22,6 +22,8 @@ pub(super) struct Index {
     files: BTreeMap<SpoolId, FileRef>,
     /// Octets of the side files, as their records have it: a sum of those can be too long for 64 bits.
     in_files: u128,
+    /// Octets of the contents of `entries`, in the same way.
+    contents: u128,
     notes: BTreeMap<Box<str>, Note>,
     /// Octets of the spares.
     pub(super) spares: u64,
@@ -219,6 +221,11 @@ impl Index {
             .fold(in_files, u64::saturating_add)
     }
 
+    /// Octets of the contents of all messages, failed ones too.
+    pub(super) fn contents(&self) -> u64 {
+        u64::try_from(self.contents).unwrap_or(u64::MAX).saturating_add(self.failed.contents())
+    }
+
     /// The state of a message in the log.
     pub(super) fn state(&self, id: SpoolId) -> Option<QueueState> {
         self.entries.get(&id).map(|entry| entry.state)
@@ -261,6 +268,7 @@ impl Index {
                 let entry =
                     Packed { due, size, put, progress: None, pending, attempts, state, attempt };
                 self.entries.insert(id, entry);
+                self.contents += u128::from(size);
                 let mark = self.failed.changed(id, state);
                 self.release(mark);
                 gone
@@ -433,6 +441,7 @@ impl Index {
 
     fn remove(&mut self, id: SpoolId) -> Option<FileRef> {
         let entry = self.entries.remove(&id)?;
+        self.contents = self.contents.saturating_sub(entry.size.into());
         self.release_packed(Some(entry.put));
         self.release_packed(entry.progress);
         let file = self.files.remove(&id)?;
@@ -513,6 +522,31 @@ mod tests {
         assert_eq!(index.len(), 100_000);
         let octets = index.entries.octets();
         assert!(octets < 70 * index.len(), "{octets} for {}", index.len());
+    }
+
+    #[test]
+    fn the_octets_of_the_contents_are_those_of_the_heads() {
+        let mut index = Index::default();
+        let sum = |index: &Index| index.heads(None).map(|head| head.size).sum::<u64>();
+        let mut random = fastrand::Rng::with_seed(3);
+        for n in 0..2_000_u64 {
+            let (id, at) = (SpoolId::from_u128(random.u128(0..40)), place(1 << 32, 64 * n, 1));
+            let change = match random.u8(0..4) {
+                0 | 1 => put(id),
+                2 => update(1),
+                _ => Change::Done,
+            };
+            index.change(id, &change, at);
+            assert_eq!(index.contents(), sum(&index));
+        }
+        assert!(index.contents() > 0);
+        // It goes to a file of its own, and from there.
+        let id = index.heads(None).next().unwrap().id;
+        index.change(id, &Change::Filed { at: UnixMillis(1), len: 9 }, place(1 << 32, 0, 1));
+        assert!(index.failed.contains(id));
+        assert_eq!(index.contents(), sum(&index));
+        index.change(id, &Change::DoneInFiles, place(1 << 32, 0, 1));
+        assert_eq!(index.contents(), sum(&index));
     }
 
     #[test]

@@ -344,7 +344,8 @@ impl Spool for Log {
         let trouble = lock(&self.shared.trouble).as_ref().map(ToString::to_string);
         let free = self.shared.space.free();
         let index = lock(&self.shared.index);
-        Health { trouble, free, used: index.used(), failed: index.failed.count() }
+        let (used, contents, failed) = (index.used(), index.contents(), index.failed.count());
+        Health { trouble, free, used, contents, failed }
     }
 
     fn has_room_for(&self, size: u64) -> bool {
