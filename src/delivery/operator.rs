@@ -264,19 +264,17 @@ impl<S: Spool> Work<S> {
     pub(super) async fn carry_out(self, subjects: Vec<Subject>) -> Vec<(SpoolId, Answer, Place)> {
         let last = subjects.last().map(|subject| subject.id);
         let mut done = Vec::with_capacity(subjects.len());
+        let mut is_synced = true;
         for subject in subjects {
             let durability = match Some(subject.id) == last {
                 true => Durability::Durable,
                 false => Durability::Lazy,
             };
-            let (answer, place) = self.one(&subject, durability).await;
+            let (answer, place) = self.one(&subject, durability, &mut is_synced).await;
             done.push((subject.id, answer, place));
         }
-        // The last one syncs for those before it, where there was anything to write for it.
-        if let [before @ .., (_, last, _)] = done.as_slice()
-            && *last != Answer::Done
-            && before.iter().any(|(_, answer, _)| *answer == Answer::Done)
-        {
+        // The last one syncs for those before it, unless there was nothing to write for it.
+        if !is_synced {
             self.sync().await;
         }
         done
@@ -290,7 +288,12 @@ impl<S: Spool> Work<S> {
         }
     }
 
-    async fn one(&self, subject: &Subject, durability: Durability) -> (Answer, Place) {
+    async fn one(
+        &self,
+        subject: &Subject,
+        durability: Durability,
+        is_synced: &mut bool,
+    ) -> (Answer, Place) {
         let (id, was) = (subject.id, subject.was);
         if subject.judged.is_some_and(|judged| self.spool.head(id) != Some(judged)) {
             let why = "it has changed since the filter looked at it, and was left alone; try again";
@@ -322,6 +325,7 @@ impl<S: Spool> Work<S> {
         };
         match self.spool.apply(vec![op], durability).await {
             Ok(()) => {
+                *is_synced = durability == Durability::Durable;
                 self.tell(id);
                 let place = match self.verb {
                     Verb::Retry | Verb::Release => Place::Due(clock::now()),

@@ -1,4 +1,5 @@
 mod days;
+mod synced;
 
 use std::collections::VecDeque;
 
