@@ -677,6 +677,7 @@ fn no_local_part_is_in_the_log_where_addresses_are_not_to_be() {
     });
     let followed = well(&gateway, &["log", "-n", "1000", "--json"]);
     assert!(followed.contains("delivered"));
+    gateway.wait_log(r#""command":"RCPT TO:<z***@example.org>""#);
     // Who may ask for the queue sees whom it is for.
     let log = format!("{followed}{}", gateway.log_text()).to_lowercase();
     for line in log.lines() {
