@@ -138,8 +138,9 @@ async fn metrics<S: Spool>(State(shared): State<Arc<Shared<S>>>) -> Response {
     let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     shared.metrics.spool_free.set(gauge(health.free));
     shared.metrics.spool_used.set(gauge(health.used));
-    let failed = i64::try_from(health.failed).unwrap_or(i64::MAX);
-    shared.metrics.queue.with_label_values(&["failed"]).set(failed);
+    let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    shared.metrics.queue.with_label_values(&["failed"]).set(count(health.failed));
+    shared.metrics.in_doubt_messages.set(count(health.in_doubt));
     shared.metrics.queue_oldest.set(gauge(oldest(shared.spool.as_ref()).await));
     shared.metrics.queue_bytes.set(gauge(health.contents));
     let kind = "text/plain; version=0.0.4; charset=utf-8";

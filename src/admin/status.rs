@@ -70,6 +70,8 @@ struct Queue {
     in_flight: u64,
     held: u64,
     failed: u64,
+    /// Of all but those that failed, those that may have been taken.
+    in_doubt: usize,
     /// Octets of their contents.
     bytes: u64,
     /// Of those due, deferred or in flight.
@@ -116,7 +118,7 @@ pub(super) async fn status<S: Spool>(
         tokio::task::yield_now().await;
     }
     let (facts, health, metrics) = (&shared.facts, shared.spool.health(), &shared.metrics);
-    queue.bytes = health.contents;
+    (queue.bytes, queue.in_doubt) = (health.contents, health.in_doubt);
     let ended = |outcome| metrics.recipients.with_label_values(&[outcome]).get();
     let closed = match &look.obstacle {
         Some(Obstacle::Closed(closed)) => Some(closed),

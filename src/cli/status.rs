@@ -85,6 +85,10 @@ fn screen(status: &Value) -> String {
             size(number(queue, "bytes"))
         ),
     );
+    if number(queue, "in_doubt") > 0 {
+        let n = number(queue, "in_doubt");
+        say("", format!("{n} in doubt: `mailsluice queue list --state in-doubt` shows which"));
+    }
     if let Some(oldest) = queue.get("oldest").and_then(Value::as_str) {
         let since = age(number(queue, "oldest_age_seconds"));
         say("", format!("the oldest waits since {} ({since})", printable(oldest)));

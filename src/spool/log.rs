@@ -344,8 +344,14 @@ impl Spool for Log {
         let trouble = lock(&self.shared.trouble).as_ref().map(ToString::to_string);
         let free = self.shared.space.free();
         let index = lock(&self.shared.index);
-        let (used, contents, failed) = (index.used(), index.contents(), index.failed.count());
-        Health { trouble, free, used, contents, failed }
+        Health {
+            trouble,
+            free,
+            used: index.used(),
+            contents: index.contents(),
+            in_doubt: index.in_doubt(),
+            failed: index.failed.count(),
+        }
     }
 
     fn has_room_for(&self, size: u64) -> bool {

@@ -442,6 +442,8 @@ fn what_is_held_in_doubt_is_sent_only_to_who_means_it() {
         let words = "0 messages done, 1 left alone because they may have been taken already";
         assert!(out.starts_with(&format!("{verb}: {words}")), "{out}");
     }
+    assert_eq!(gateway.metric("mailsluice_in_doubt_messages"), 1.0);
+    assert!(well(&gateway, &["status"]).contains("1 in doubt: `mailsluice queue list"));
     let story = well(&gateway, &["queue", "show", &id]);
     assert!(story.contains("it is held, and may have been taken already; last was"), "{story}");
     assert_eq!(sink.count(), 1);
@@ -449,6 +451,7 @@ fn what_is_held_in_doubt_is_sent_only_to_who_means_it() {
     assert_eq!(out, "retry: 1 message done\n");
     sink.wait(2);
     gateway.wait_empty();
+    assert_eq!(gateway.metric("mailsluice_in_doubt_messages"), 0.0);
     gateway.stop();
 }
 
