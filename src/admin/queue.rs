@@ -137,14 +137,14 @@ impl Span {
 pub(super) struct Page {
     messages: Vec<Item>,
     /// Messages that cannot be read, so that nobody knows whether the filter means them.
-    #[serde(skip_serializing_if = "is_none")]
+    #[serde(skip_serializing_if = "is_zero")]
     unreadable: usize,
     /// Where to go on; none when all was seen.
     next: Option<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-fn is_none(number: &usize) -> bool {
+fn is_zero(number: &usize) -> bool {
     *number == 0
 }
 
@@ -310,7 +310,7 @@ pub(super) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     waits: Option<String>,
     /// Messages that cannot be read, so that nobody knows whether the filter means them.
-    #[serde(skip_serializing_if = "is_none")]
+    #[serde(skip_serializing_if = "is_zero")]
     unreadable: usize,
     /// Where a filter goes on; none when all was seen.
     next: Option<String>,

@@ -24,9 +24,9 @@ const PAGE: usize = 500;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "The daemon must run: while it is down these commands end with 69, and `mailsluice spool` looks at the \
-queue. Exit codes: 0 all right; 64 wrong usage; 65 a message is damaged; 66 no such message; 69 no answer from the gateway, or a message is in \
-no state for it; 71 the system refused; 73 a file exists already, or cannot be written; 75 a message is being sent now, \
-try again; 78 the configuration is wrong."
+queue. Exit codes: 0 all right; 64 wrong usage; 65 the message is damaged; 66 no such message; 69 no answer from the \
+gateway, or a message is in no state for it; 71 the system refused; 73 a file exists already, or cannot be written; 75 a \
+message is being sent now, try again; 78 the configuration is wrong."
 )]
 pub(super) struct Args {
     #[command(subcommand)]

@@ -377,6 +377,22 @@ fn without_a_provider_nothing_is_said_to_be_sent() {
     gateway.stop();
 }
 
+/// What a recipient had failed for stood there.
+#[test]
+fn the_row_of_a_message_says_why_it_waits() {
+    let sink = Sink::scripted(|ask| match ask.line {
+        line if line.starts_with("RCPT TO:<bad@") => Answer::reply("550 5.1.1 no such user"),
+        line if line.starts_with("RCPT") => Answer::reply("450 4.2.1 mailbox busy"),
+        _ => Answer::Usual,
+    });
+    let gateway = patient(&sink).start();
+    let id = deferred(&gateway, FROM, &["bad@example.org", "busy@example.org"]);
+    let row = listed(&gateway, &[]).into_iter().find(|row| row["id"] == id.as_str()).unwrap();
+    assert!(row["last"].as_str().unwrap().contains("450 4.2.1 mailbox busy"), "{row}");
+    assert_eq!(row["to"], json!(["busy@example.org", "bad@example.org"]));
+    gateway.stop();
+}
+
 /// It was held to `list`, not held to `release`, no message to filters, and nothing at all to `show`.
 #[test]
 fn a_damaged_message_is_one_to_all_commands() {
