@@ -16,7 +16,7 @@ use crate::admin::filter::{Filter, State};
 use crate::admin::view::{self, Changed, Item, Story, Surroundings};
 use crate::admin::{Shared, stream};
 use crate::clock;
-use crate::delivery::operator::{Answer, Doubts, Look, Stopping, Verb};
+use crate::delivery::operator::{self, Answer, Doubts, Look, Stopping, Verb};
 use crate::envelope::{BodyReader, Head, SpoolId};
 use crate::spool::{Spool, SpoolError, Stored};
 
@@ -58,7 +58,11 @@ impl From<SpoolError> for Refused {
             | SpoolError::Damaged(..)
             | SpoolError::Io(..) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self(status, error.to_string())
+        let words = match error {
+            SpoolError::Damaged(..) => operator::damaged(&error),
+            error => error.to_string(),
+        };
+        Self(status, words)
     }
 }
 

@@ -412,6 +412,8 @@ fn a_damaged_message_is_one_to_all_commands() {
     };
     check("retry");
     check("hold");
+    let (code, out, err) = run(&gateway, &["queue", "export", &id]);
+    assert!(code == 71 && out.is_empty() && err.contains("`mailsluice spool verify`"), "{err}");
     let (code, story, _) = run(&gateway, &["queue", "show", &id]);
     assert_eq!(code, 65, "{story}");
     for words in ["state      deferred\n", "attempts   1\n", "next       nothing: message "] {

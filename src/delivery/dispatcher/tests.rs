@@ -891,6 +891,20 @@ async fn what_a_verb_that_panicked_has_queued_is_in_the_schedule() {
     assert_eq!((dispatcher.schedule.len(), dispatcher.held), (1, 0));
 }
 
+#[tokio::test]
+async fn what_is_in_doubt_is_counted_and_a_restart_knows_it() {
+    let stand = Stand::new().await;
+    let mut progress = stand.progress().await;
+    progress.doubtful = vec![1];
+    stand.apply(Op::Hold { id: ID, progress }).await;
+    assert_eq!(stand.spool.health().in_doubt, 1);
+    let stand = stand.restarted().await;
+    assert_eq!(stand.spool.health().in_doubt, 1);
+    stand.apply(Op::Delete { id: ID }).await;
+    assert_eq!(stand.spool.health().in_doubt, 0);
+    assert_eq!(Stand::left(&[0]).await.spool.health().in_doubt, 1);
+}
+
 /// `retry --all` sent what nobody had looked at: it may have been taken.
 #[tokio::test]
 async fn what_may_have_been_taken_is_not_sent_by_a_filter_that_does_not_mean_it() {
