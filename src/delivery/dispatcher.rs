@@ -17,7 +17,9 @@ use tracing::{error, info, warn};
 use crate::clock;
 use crate::config::{InDoubt, Retry};
 use crate::delivery::gate::{Admit, Change, Gate, Pass};
-use crate::delivery::operator::{self, Answer, Look, Place, Request, Requests, Subject, Work};
+use crate::delivery::operator::{
+    self, Answer, Look, Obstacle, Place, Request, Requests, Subject, Work,
+};
 use crate::delivery::reports::{self, Desk, House};
 use crate::delivery::retry;
 use crate::delivery::schedule::{Schedule, Turn};
@@ -279,9 +281,9 @@ impl<S: Spool> Dispatcher<S> {
                 in_flight.sort_unstable();
                 let mut unreadable: Vec<_> = self.unreadable.iter().copied().collect();
                 unreadable.sort_unstable();
-                let closed = operator::closed(&self.shared.gate(), clock::now(), clock::wall());
+                let obstacle = self.shared.obstacle();
                 // Who asked may have gone.
-                reply.send(Look { in_flight, unreadable, closed }).unwrap_or_default();
+                reply.send(Look { in_flight, unreadable, obstacle }).unwrap_or_default();
             }
         }
     }
@@ -292,7 +294,9 @@ impl<S: Spool> Dispatcher<S> {
         if self.answering.is_some() {
             return;
         }
-        let Some(operator::Change { verb, ids, reply }) = self.asked.pop_front() else { return };
+        let Some(operator::Change { verb, doubts, ids, reply }) = self.asked.pop_front() else {
+            return;
+        };
         let in_flight: HashSet<_> = self.in_flight.values().map(|(id, _)| *id).collect();
         let heads: Vec<_> = ids.iter().map(|(id, _)| (*id, self.shared.spool.head(*id))).collect();
         let judged: HashMap<_, _> = ids.into_iter().collect();
@@ -339,13 +343,14 @@ impl<S: Spool> Dispatcher<S> {
             metrics: Arc::clone(&shared.metrics),
             log: shared.log.clone(),
             verb,
+            doubts,
+            obstacle: shared.obstacle(),
         };
         self.change.spawn(work.carry_out(subjects.collect()));
         self.answering = Some(answering);
     }
 
-    /// A change has ended, or panicked: then the messages are what they were before, as far as anyone knows, and an
-    /// attempt finds out.
+    /// A change has ended, or panicked. What each message is by now the spool knows best.
     fn changed(&mut self, done: Option<Vec<(SpoolId, Answer, Place)>>) {
         let changing = mem::take(&mut self.changing);
         let lost = || Answer::Error("the change ended before its end; the log says why".to_owned());
@@ -361,7 +366,8 @@ impl<S: Spool> Dispatcher<S> {
                 }
                 Some(Place::Due(_) | Place::Out) | None => {}
             }
-            match place {
+            let state = self.shared.spool.head(id).map(|head| head.state);
+            match place.agreeing_with(state, clock::now()) {
                 Place::Due(at) => self.put_back(id, at),
                 Place::Held => self.held += 1,
                 Place::Unreadable => {
@@ -388,12 +394,23 @@ impl<S: Spool> Dispatcher<S> {
         metrics.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
     }
 
-    /// Lets what is under way end within `grace`; what does not is in doubt where its content was given away.
+    /// Lets what is under way end within `grace`; what does not is in doubt where its content was given away. Operators
+    /// may look on meanwhile, and nothing more is changed for them.
     async fn finish(&mut self, grace: Duration) {
+        // Who asked learns it by the end of his channel.
+        self.asked.clear();
         let all = async {
-            while self.attempts.join_next().await.is_some() {}
-            while let Some(changed) = self.change.join_next().await {
-                self.changed(changed.ok());
+            while !(self.attempts.is_empty() && self.change.is_empty()) {
+                self.count();
+                // As in `run`.
+                tokio::select! {
+                    Some(ended) = self.attempts.join_next_with_id() => self.ended(ended),
+                    Some(changed) = self.change.join_next() => self.changed(changed.ok()),
+                    Some(request) = self.requests.next() => {
+                        self.asked(request);
+                        self.asked.clear();
+                    }
+                }
             }
         };
         if tokio::time::timeout(grace, all).await.is_err() {
@@ -411,6 +428,17 @@ impl<S: Spool> Dispatcher<S> {
 impl<S> Shared<S> {
     fn gate(&self) -> MutexGuard<'_, Gate> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is in the way of whatever is due now.
+    fn obstacle(&self) -> Option<Obstacle> {
+        match self.provider {
+            None => Some(Obstacle::NoProvider),
+            Some(_) => {
+                let closed = operator::closed(&self.gate(), clock::now(), clock::wall());
+                closed.map(Obstacle::Closed)
+            }
+        }
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {

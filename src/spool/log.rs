@@ -349,7 +349,14 @@ impl Spool for Log {
         let trouble = lock(&self.shared.trouble).as_ref().map(ToString::to_string);
         let free = self.shared.space.free();
         let index = lock(&self.shared.index);
-        Health { trouble, free, used: index.used(), failed: index.failed.count() }
+        Health {
+            trouble,
+            free,
+            used: index.used(),
+            contents: index.contents(),
+            in_doubt: index.in_doubt(),
+            failed: index.failed.count(),
+        }
     }
 
     fn has_room_for(&self, size: u64) -> bool {

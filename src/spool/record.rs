@@ -21,7 +21,7 @@
 //! Every payload starts with the id (16, big-endian). Then a `Put` has time of acceptance (8), size (8), number of
 //! recipients (4), length of the envelope (4), the envelope as JSON, and the content as it is, so that `grep -a` finds
 //! it. A change of progress (`Attempt`, `Update`, `Hold`, `Fail`, `Requeue`, `Release`) has due (8), pending recipients
-//! (4), attempts (2), zero (2) and the progress as JSON. `Filed` has the time of failing (8) and the length of the
+//! (4), attempts (2), 1 where a recipient is doubtful (1), zero (1) and the progress as JSON. `Filed` has the time of failing (8) and the length of the
 //! `.eml` (8). `Done` and `Delete` have nothing more. A `Note` is of no message: its id is zero, and then come the
 //! length of its key (1), zero (3), the key and the value. The fixed fields are what memory keeps: a start parses no
 //! JSON for most messages.
@@ -130,6 +130,8 @@ pub(super) enum Change {
         due: UnixMillis,
         pending: u32,
         attempts: u16,
+        /// Some recipient may have been reached without a word about it.
+        is_doubtful: bool,
     },
     Filed {
         at: UnixMillis,
@@ -284,10 +286,11 @@ impl Record {
         payload.extend_from_slice(&progress.due.0.to_le_bytes());
         payload.extend_from_slice(&pending.to_le_bytes());
         payload.extend_from_slice(&progress.attempts.to_le_bytes());
-        payload.extend_from_slice(&[0; 2]);
+        let is_doubtful = !progress.doubtful.is_empty();
+        payload.extend_from_slice(&[is_doubtful.into(), 0]);
         payload.extend_from_slice(&wire::write_progress(progress));
-        let change =
-            Change::Progress { step, due: progress.due, pending, attempts: progress.attempts };
+        let (due, attempts) = (progress.due, progress.attempts);
+        let change = Change::Progress { step, due, pending, attempts, is_doubtful };
         Self::new(step.kind(), id, change, payload, Bytes::new())
     }
 
@@ -656,7 +659,8 @@ impl Found<'_> {
         let mut change = || {
             let (due, pending) = (UnixMillis(fields.u64()?), fields.u32()?);
             let attempts = fields.take().map(u16::from_le_bytes)?;
-            Some(Change::Progress { step, due, pending, attempts })
+            let is_doubtful = fields.take::<1>()? != [0];
+            Some(Change::Progress { step, due, pending, attempts, is_doubtful })
         };
         let change = change().ok_or_else(too_short)?;
         Ok((id, change))

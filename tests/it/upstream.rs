@@ -899,7 +899,10 @@ fn a_message_that_could_not_be_read_for_a_moment_was_held_until_a_restart() {
         }
     });
     let gateway = Setup::to(sink.address).start();
-    let id = mail(&gateway, "a@example.com", &["b@example.org"]);
+    // Over a mebibyte: it lies in a file of its own, and not in one that is open anyway.
+    let content = format!("{SMALL}{}", "0123456789\r\n".repeat(100_000));
+    let mut client = Client::hello(gateway.smtp());
+    let id = client.mail("a@example.com", &["b@example.org"], content);
     gateway.wait_event("deferred", |event| event["id"] == id.as_str());
     // Without descriptors the file cannot be opened that the message lies in.
     let pid = Pid::from_raw(i32::try_from(gateway.pid()).unwrap());

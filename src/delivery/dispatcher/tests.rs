@@ -1,4 +1,5 @@
 mod days;
+mod synced;
 
 use std::collections::VecDeque;
 
@@ -214,6 +215,29 @@ impl Stand {
         Self { folder, spool, metrics: Arc::new(Metrics::new()), log, concurrency, retry, house }
     }
 
+    fn dispatcher(
+        &self,
+        provider: Option<Arc<dyn Provider>>,
+        accepted: mpsc::UnboundedReceiver<SpoolId>,
+        requests: Requests,
+    ) -> Dispatcher<Log> {
+        Dispatcher::new(
+            Arc::clone(&self.spool),
+            provider,
+            Settings {
+                retry: self.retry.clone(),
+                concurrency: self.concurrency,
+                policy: preserve(),
+                house: self.house.clone(),
+            },
+            accepted,
+            requests,
+            Arc::clone(&self.metrics),
+            watch::Sender::new(None),
+            self.log.clone(),
+        )
+    }
+
     /// Runs the engine until `over` holds; what the provider was handed.
     async fn run(&self, script: &[Play], over: impl Fn(&Self, &[Call]) -> bool) -> Vec<Call> {
         self.run_parts(2, script, over).await
@@ -228,24 +252,10 @@ impl Stand {
         let script = Mutex::new(script.iter().copied().collect());
         let spool = Arc::clone(&self.spool);
         let fake = Arc::new(Fake { spool, script, calls: Mutex::default(), recipients });
-        let retry = self.retry.clone();
         let (_accepted, accepted) = mpsc::unbounded_channel();
         let (_operator, requests) = operator::channel();
-        let mut dispatcher = Dispatcher::new(
-            Arc::clone(&self.spool),
-            Some(Arc::clone(&fake) as Arc<dyn Provider>),
-            Settings {
-                retry,
-                concurrency: self.concurrency,
-                policy: preserve(),
-                house: self.house.clone(),
-            },
-            accepted,
-            requests,
-            Arc::clone(&self.metrics),
-            watch::Sender::new(None),
-            self.log.clone(),
-        );
+        let provider = Arc::clone(&fake) as Arc<dyn Provider>;
+        let mut dispatcher = self.dispatcher(Some(provider), accepted, requests);
         dispatcher.load();
         let stop = CancellationToken::new();
         let until = async {
@@ -818,21 +828,7 @@ async fn run_asked<T>(
 ) -> T {
     let (_accepted, accepted) = mpsc::unbounded_channel();
     let (operator, requests) = operator::channel();
-    let mut dispatcher = Dispatcher::new(
-        Arc::clone(&stand.spool),
-        provider,
-        Settings {
-            retry: retry_config(),
-            concurrency: stand.concurrency,
-            policy: preserve(),
-            house: stand.house.clone(),
-        },
-        accepted,
-        requests,
-        Arc::clone(&stand.metrics),
-        watch::Sender::new(None),
-        stand.log.clone(),
-    );
+    let mut dispatcher = stand.dispatcher(provider, accepted, requests);
     dispatcher.load();
     let stop = CancellationToken::new();
     let asked = async {
@@ -855,6 +851,7 @@ async fn changed(stand: &Stand, verb: operator::Verb) -> Answer {
 /// `delete` of what had failed took what had been queued again meanwhile.
 #[tokio::test]
 async fn a_verb_leaves_alone_what_changed_since_its_filter_looked() {
+    use operator::Doubts;
     use operator::Verb::{Delete, Retry};
     let stand = Stand::new().await;
     let mut progress = stand.progress().await;
@@ -862,17 +859,76 @@ async fn a_verb_leaves_alone_what_changed_since_its_filter_looked() {
     stand.apply(Op::Fail { id: ID, progress }).await;
     let failed = stand.spool.head(ID).unwrap();
     let ask = async |operator: operator::Operator| {
-        let retried = operator.change_found(Retry, vec![failed]).await.unwrap();
-        (retried, operator.change_found(Delete, vec![failed]).await.unwrap())
+        let retried = operator.change_found(Retry, vec![failed], Doubts::Spare).await.unwrap();
+        (retried, operator.change_found(Delete, vec![failed], Doubts::Spare).await.unwrap())
     };
     let (retried, deleted) = run_asked(&stand, None, ask).await;
     assert_eq!(retried, [(ID, Answer::Done)]);
     assert!(matches!(deleted[..], [(ID, Answer::Busy(_))]), "{deleted:?}");
     assert_eq!(stand.state(), Some(QueueState::Queued));
     let queued = stand.spool.head(ID).unwrap();
-    let delete =
-        async |operator: operator::Operator| operator.change_found(Delete, vec![queued]).await;
+    let delete = async |operator: operator::Operator| {
+        operator.change_found(Delete, vec![queued], Doubts::Spare).await
+    };
     assert_eq!(run_asked(&stand, None, delete).await.unwrap(), [(ID, Answer::Done)]);
+}
+
+/// It was in the queue on disk, and nobody tried it before the next start.
+#[tokio::test]
+async fn what_a_verb_that_panicked_has_queued_is_in_the_schedule() {
+    let stand = Stand::new().await;
+    let progress = stand.progress().await;
+    stand.apply(Op::Hold { id: ID, progress: progress.clone() }).await;
+    let (_accepted, accepted) = mpsc::unbounded_channel();
+    let mut dispatcher = stand.dispatcher(None, accepted, operator::channel().1);
+    dispatcher.load();
+    let (reply, answer) = oneshot::channel();
+    dispatcher.changing = vec![(ID, Place::Held)];
+    dispatcher.answering = Some(Answering { reply, answers: Vec::new() });
+    stand.apply(Op::Release { id: ID, progress }).await;
+    dispatcher.changed(None);
+    assert!(matches!(answer.await.unwrap()[..], [(ID, Answer::Error(_))]));
+    assert_eq!((dispatcher.schedule.len(), dispatcher.held), (1, 0));
+}
+
+#[tokio::test]
+async fn what_is_in_doubt_is_counted_and_a_restart_knows_it() {
+    let stand = Stand::new().await;
+    let mut progress = stand.progress().await;
+    progress.doubtful = vec![1];
+    stand.apply(Op::Hold { id: ID, progress }).await;
+    assert_eq!(stand.spool.health().in_doubt, 1);
+    let stand = stand.restarted().await;
+    assert_eq!(stand.spool.health().in_doubt, 1);
+    stand.apply(Op::Delete { id: ID }).await;
+    assert_eq!(stand.spool.health().in_doubt, 0);
+    assert_eq!(Stand::left(&[0]).await.spool.health().in_doubt, 1);
+}
+
+/// `retry --all` sent what nobody had looked at: it may have been taken.
+#[tokio::test]
+async fn what_may_have_been_taken_is_not_sent_by_a_filter_that_does_not_mean_it() {
+    use operator::Doubts::{Spare, Take};
+    use operator::Verb::{Hold, Release, Retry};
+    let stand = Stand::new().await;
+    let mut progress = stand.progress().await;
+    progress.doubtful = vec![1];
+    stand.apply(Op::Hold { id: ID, progress }).await;
+    let found = async |verb, doubts| {
+        let head = stand.spool.head(ID).unwrap();
+        let ask = async |operator: operator::Operator| {
+            operator.change_found(verb, vec![head], doubts).await
+        };
+        run_asked(&stand, None, ask).await.unwrap().remove(0).1
+    };
+    for verb in [Retry, Release] {
+        assert_eq!(found(verb, Spare).await, Answer::InDoubt);
+        assert_eq!(stand.state(), Some(QueueState::Held));
+    }
+    assert_eq!(found(Release, Take).await, Answer::Done);
+    assert_eq!(stand.state(), Some(QueueState::Queued));
+    assert_eq!(found(Hold, Spare).await, Answer::Done, "nothing is sent by it");
+    assert_eq!(changed(&stand, Retry).await, Answer::Done, "by its id");
 }
 
 #[tokio::test]
@@ -952,16 +1008,26 @@ async fn a_message_that_cannot_be_read_is_held_for_the_operator_who_may_delete_i
         recipients: 2,
     };
     let held = || stand.metrics.queue.with_label_values(&["held"]).get();
-    let (hold, delete) = run_asked(&stand, Some(Arc::new(fake)), async |operator| {
+    let damaged = |answers: &[(SpoolId, Answer)]| match answers {
+        [(ID, Answer::Damaged(why))] => {
+            why.contains("`mailsluice spool verify` says what is damaged")
+        }
+        _ => false,
+    };
+    let delete = run_asked(&stand, Some(Arc::new(fake)), async |operator| {
         while operator.look().await.unwrap().unreadable != [ID] {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         assert_eq!(held(), 1);
-        let hold = operator.change(operator::Verb::Hold, vec![ID]).await.unwrap();
-        (hold, operator.change(operator::Verb::Delete, vec![ID]).await.unwrap())
+        // It was tried again by one verb, and not held to another.
+        for verb in [operator::Verb::Hold, operator::Verb::Retry, operator::Verb::Release] {
+            let answers = operator.change(verb, vec![ID]).await.unwrap();
+            assert!(damaged(&answers), "{verb:?} {answers:?}");
+            assert_eq!(operator.look().await.unwrap().unreadable, [ID]);
+        }
+        operator.change(operator::Verb::Delete, vec![ID]).await.unwrap()
     })
     .await;
-    assert!(matches!(hold[..], [(ID, Answer::Error(_))]), "{hold:?}");
     assert_eq!(delete, [(ID, Answer::Done)]);
     assert_eq!((stand.state(), held()), (None, 0));
 }

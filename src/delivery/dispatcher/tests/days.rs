@@ -116,7 +116,7 @@ impl Spool for Memory {
     }
 
     fn health(&self) -> Health {
-        Health { trouble: None, free: 1, used: 0, failed: 0 }
+        Health { trouble: None, free: 1, used: 0, contents: 0, in_doubt: 0, failed: 0 }
     }
 
     fn has_room_for(&self, _size: u64) -> bool {
