@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use crate::smtp::reply::{EnhancedStatus, Escaped, Reply, ReplyClass};
 
+mod cure;
+
 /// What became of one recipient in one attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {

@@ -129,7 +129,7 @@ async fn readyz<S: Spool>(State(shared): State<Arc<Shared<S>>>) -> Response {
     }
     match &*shared.trouble.borrow() {
         None => "ready\n".into_response(),
-        Some(cause) => format!("ready; deliveries wait: {cause}\n").into_response(),
+        Some(cause) => format!("ready; deliveries wait: {}\n", cause.with_cure()).into_response(),
     }
 }
 

@@ -138,7 +138,7 @@ pub(super) async fn status<S: Spool>(
                 Some(Obstacle::Closed(_)) => "closed",
             },
             closed_since: closed.map(|closed| Time(closed.since).to_string()),
-            why: closed.map(|closed| closed.why.to_string()),
+            why: closed.map(|closed| closed.why.with_cure()),
             next_probe: closed.map(|closed| Time(closed.until).to_string()),
         },
         accepted: metrics.accepted.get(),

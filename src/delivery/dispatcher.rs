@@ -453,7 +453,7 @@ impl<S> Shared<S> {
                 self.metrics.provider_open.set(0);
                 self.trouble.send_replace(Some(cause.clone()));
                 let (scope, stage) = (cause.scope.label(), cause.stage.label());
-                error!(event = "closed", scope, stage, words = %cause.words, "deliveries wait: {cause}; the provider is probed until it works, nothing is lost or bounced meanwhile");
+                error!(event = "closed", scope, stage, words = %cause.words, "deliveries wait: {}; the provider is probed until it works, nothing is lost or bounced meanwhile", cause.with_cure());
             }
             (Change::Opened(after), _) => {
                 self.metrics.provider_open.set(1);
