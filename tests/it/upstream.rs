@@ -537,7 +537,8 @@ fn an_account_that_may_not_send_bounces_nothing_and_says_so() {
     }
     let closed = gateway.wait_event("closed", |_| true);
     assert_eq!(closed["words"], "530 5.7.57 Client not authenticated to send mail");
-    let ready = "ready; deliveries wait: 530 5.7.57 Client not authenticated to send mail (mail)\n";
+    let ready = "ready; deliveries wait: 530 5.7.57 Client not authenticated to send mail (mail); the server \
+                 wants a login: are provider.auth, provider.username and its password set?\n";
     assert_eq!(gateway.get("/readyz"), (200, ready.to_owned()));
     assert_eq!(gateway.metric("mailsluice_provider_open"), 0.0);
     // A probe more, which has the same answer.
