@@ -69,8 +69,10 @@ pub struct Dispatcher<S> {
     held: usize,
     /// One letter to the postmaster at a time.
     errand: JoinSet<()>,
-    /// The notice that it takes the place of.
-    replaced: Option<SpoolId>,
+    /// The notice that it takes the place of, and what that was to the schedule.
+    replaced: Option<(SpoolId, Place)>,
+    /// The notice of an outage that lasts: it waits for the end of it, and so for the one that tells the whole.
+    kept: Option<SpoolId>,
     /// Queued on disk, but they cannot be read back.
     unreadable: HashSet<SpoolId>,
     requests: Requests,
@@ -141,6 +143,7 @@ impl<S: Spool> Dispatcher<S> {
             held: 0,
             errand: JoinSet::new(),
             replaced: None,
+            kept: None,
             unreadable: HashSet::new(),
             requests,
             asked: VecDeque::new(),
@@ -183,6 +186,7 @@ impl<S: Spool> Dispatcher<S> {
     pub fn load(&mut self) {
         let (now, wall) = (clock::now(), clock::wall());
         let retry = &self.shared.settings.retry;
+        let notice = self.outage_notice();
         let mut after = None;
         loop {
             let heads = self.shared.spool.heads(after, HEADS);
@@ -191,6 +195,7 @@ impl<S: Spool> Dispatcher<S> {
             for head in heads {
                 match head.state {
                     QueueState::Queued if head.in_doubt => self.in_doubt.push(head.id),
+                    QueueState::Queued if notice == Some(head.id) => self.kept = notice,
                     QueueState::Queued => {
                         // A clock that stepped does not make mail wait longer than the schedule ever would (R73).
                         let wait = head.due.since(wall).min(retry::longest(retry));
@@ -221,7 +226,8 @@ impl<S: Spool> Dispatcher<S> {
                 return None;
             }
             let again = self.retrying.len() < most_retries(allowance);
-            let next_at = self.schedule.next_at(again)?;
+            let alone = || self.probes_by_notice().then_some(now);
+            let next_at = self.schedule.next_at(again).or_else(alone)?;
             if next_at > now {
                 return Some(next_at);
             }
@@ -230,11 +236,8 @@ impl<S: Spool> Dispatcher<S> {
                 Admit::Probe => Pass::Probe,
                 Admit::Wait(until) => return until,
             };
-            let (id, turn) = self.schedule.pop(now, again)?;
-            if self.replaced == Some(id) {
-                self.shared.gate().unclear(pass, now);
-                continue;
-            }
+            let kept = || self.kept.take().map(|id| (id, Turn::Again));
+            let (id, turn) = self.schedule.pop(now, again).or_else(kept)?;
             let attempt = attempt(Arc::clone(&self.shared), Arc::clone(&provider), id, pass);
             let task = self.attempts.spawn(attempt);
             self.in_flight.insert(task.id(), (id, pass));
@@ -246,8 +249,28 @@ impl<S: Spool> Dispatcher<S> {
 
     /// Puts a message back that was tried.
     fn put_back(&mut self, id: SpoolId, at: Instant) {
+        match self.outage_notice() == Some(id) {
+            true => self.kept = Some(id),
+            false => self.put_in_turn(id, at),
+        }
+    }
+
+    fn put_in_turn(&mut self, id: SpoolId, at: Instant) {
         let turn = self.shared.spool.head(id).map_or(Turn::Again, |head| turn(&head));
         self.schedule.push(id, turn, at);
+    }
+
+    /// Puts a message where it is to be, which was taken from where it was.
+    fn put(&mut self, id: SpoolId, place: Place) {
+        match place {
+            Place::Due(at) => self.put_in_turn(id, at),
+            Place::Kept => self.put_back(id, clock::now()),
+            Place::Held => self.held += 1,
+            Place::Unreadable => {
+                self.unreadable.insert(id);
+            }
+            Place::Out => {}
+        }
     }
 
     fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) {
@@ -319,16 +342,23 @@ impl<S: Spool> Dispatcher<S> {
                 Some(_) if in_flight.contains(&id) => {
                     Err(Answer::Busy("it is being sent now; try again when that has ended"))
                 }
+                Some(_) if self.replaced.is_some_and(|(replaced, _)| replaced == id) => {
+                    Err(Answer::Busy("the postmaster is being written to; try again"))
+                }
                 Some(QueueState::Held) => Ok(Place::Held),
                 Some(QueueState::Failed) => Ok(Place::Out),
                 Some(QueueState::Queued) => match waited.remove(&id) {
                     Some(at) => Ok(Place::Due(at)),
+                    None if self.kept == Some(id) => Ok(Place::Kept),
                     None if self.unreadable.contains(&id) => Ok(Place::Unreadable),
                     None => Err(Answer::Busy("it was accepted this moment; try again")),
                 },
             };
             match was {
-                Ok(was) => self.changing.push((id, was)),
+                Ok(was) => {
+                    self.kept = self.kept.filter(|kept| *kept != id);
+                    self.changing.push((id, was));
+                }
                 Err(answer) => answering.answers.push((id, answer)),
             }
         }
@@ -364,17 +394,10 @@ impl<S: Spool> Dispatcher<S> {
                 Some(Place::Unreadable) => {
                     self.unreadable.remove(&id);
                 }
-                Some(Place::Due(_) | Place::Out) | None => {}
+                Some(Place::Due(_) | Place::Kept | Place::Out) | None => {}
             }
             let state = self.shared.spool.head(id).map(|head| head.state);
-            match place.agreeing_with(state, clock::now()) {
-                Place::Due(at) => self.put_back(id, at),
-                Place::Held => self.held += 1,
-                Place::Unreadable => {
-                    self.unreadable.insert(id);
-                }
-                Place::Out => {}
-            }
+            self.put(id, place.agreeing_with(state, clock::now()));
             answers.push((id, answer));
         }
         // Who asked may have gone.
@@ -388,10 +411,15 @@ impl<S: Spool> Dispatcher<S> {
         let count = |state, n: usize| {
             metrics.queue.with_label_values(&[state]).set(i64::try_from(n).unwrap_or(i64::MAX));
         };
-        let changing = self.changing.iter().filter(|(_, was)| matches!(was, Place::Due(_))).count();
-        count("queued", self.schedule.len() + in_flight + changing);
+        count("queued", self.queued());
         count("held", self.held + self.unreadable.len());
         metrics.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
+    }
+
+    fn queued(&self) -> usize {
+        let is_queued = |(_, was): &&(SpoolId, Place)| matches!(was, Place::Due(_) | Place::Kept);
+        let changing = self.changing.iter().chain(&self.replaced).filter(is_queued).count();
+        self.schedule.len() + self.attempts.len() + changing + usize::from(self.kept.is_some())
     }
 
     /// Lets what is under way end within `grace`; what does not is in doubt where its content was given away. Operators

@@ -89,6 +89,11 @@ impl Gate {
         self.closed.as_ref().map(|closed| closed.since)
     }
 
+    /// Whether it is closed, and the last probe was answered.
+    pub fn is_opening(&self) -> bool {
+        self.closed.as_ref().is_some_and(|closed| closed.passed_probes > 0)
+    }
+
     /// How many attempts may be under way, of the `most` that are configured.
     pub fn allowance(&self, most: usize) -> usize {
         self.shrunk.map_or(most, |(shrunk, _)| shrunk.min(most))
@@ -284,7 +289,9 @@ mod tests {
             Change::Unchanged,
             "an attempt from before proves nothing"
         );
+        assert!(!gate.is_opening());
         assert_eq!(gate.answered(Pass::Probe, at), Change::Unchanged);
+        assert!(gate.is_opening());
         assert_eq!(gate.admit(at), Admit::Probe, "the second follows at once");
         assert_eq!(gate.answered(Pass::Probe, at), Change::Opened(PROBE_FIRST));
         assert_eq!(gate.admit(at), Admit::Freely);

@@ -304,6 +304,8 @@ struct Outage {
     /// The last notice of it, and when that was.
     last: Option<(SpoolId, UnixMillis)>,
     due: Instant,
+    /// This run has met it too. That of a former run may have ended since, which the next answer tells.
+    is_met: bool,
 }
 
 /// An outage as a note, from its first notice to its last.
@@ -328,7 +330,8 @@ pub struct Waiting {
 pub struct Errand {
     /// The label of logs and metrics.
     pub label: &'static str,
-    pub letter: Letter,
+    /// None where nobody is to be told, and notes are to go.
+    pub letter: Option<Letter>,
     /// A notice that says less, to be taken out of the queue where it still is there.
     pub replaces: Option<SpoolId>,
     /// Notes that go with it.
@@ -409,11 +412,13 @@ impl Desk {
             Some(outage) => {
                 outage.words = words;
                 outage.stage = cause.stage;
+                outage.is_met = true;
             }
             None => {
                 let due = now + bounce.delay_warning_after.min(BLIP);
                 let stage = cause.stage;
-                self.outage = Some(Outage { since: wall, stage, words, last: None, due });
+                let outage = Outage { since: wall, stage, words, last: None, due, is_met: true };
+                self.outage = Some(outage);
             }
         }
     }
@@ -428,44 +433,56 @@ impl Desk {
     /// When there is something to tell.
     pub fn due(&self) -> Option<Instant> {
         let over = self.over.as_ref().map(|(outage, _)| outage.due);
-        let outage = self.outage.as_ref().map(|outage| outage.due);
+        let outage = self.outage.as_ref().filter(|outage| outage.is_met).map(|outage| outage.due);
         [over, outage, self.digest.due].into_iter().flatten().min()
     }
 
-    /// What the postmaster is to be told now. Whoever takes it puts it into the spool, and says so by [`Desk::told`].
-    /// `waiting` does not count our own notice.
+    /// The last notice of an outage, which the next one of it replaces. It is put into no schedule.
+    pub fn notice(&self) -> Option<SpoolId> {
+        let over = self.over.as_ref().map(|(outage, _)| outage);
+        over.or(self.outage.as_ref())?.last.map(|(id, _)| id)
+    }
+
+    /// Whether an outage has ended of which that is still to be told.
+    pub fn is_over(&self) -> bool {
+        self.over.is_some()
+    }
+
+    /// What the postmaster is to be told now. Whoever takes it puts it into the spool, and says so by [`Desk::put`].
+    /// `waiting` does not count the notice that this replaces.
     pub fn errand(
         &mut self,
         house: &House,
-        waiting: impl Fn(Option<SpoolId>) -> Waiting,
+        waiting: Waiting,
         now: Instant,
         wall: UnixMillis,
     ) -> Option<Errand> {
         let Some(postmaster) = &house.bounce.postmaster else {
-            // Nobody is told, but for the log, which has it all.
-            self.over = None;
-            self.digest = Digest { half: self.digest.half, ..Digest::default() };
+            // Nobody is told, but for the log, which has it all. A list of a former run waits for somebody.
+            self.digest.due = None;
             if let Some(outage) = &mut self.outage {
                 outage.due = now + DAY;
             }
-            return None;
+            self.over.take()?;
+            let notes = vec![(OUTAGE.into(), Vec::new())];
+            return Some(Errand { label: "notice", letter: None, replaces: None, notes });
         };
         if let Some((outage, until)) = self.over.take() {
             let replaces = outage.last.map(|(id, _)| id);
-            let text = outage.over(house, waiting(replaces), until);
+            let text = outage.over(house, waiting, until);
             let letter = house.notice(postmaster, "Mail flows again", text, wall);
             let notes = vec![(OUTAGE.into(), Vec::new())];
-            return Some(Errand { label: "notice", letter, replaces, notes });
+            return Some(Errand { label: "notice", letter: Some(letter), replaces, notes });
         }
-        if let Some(outage) = self.outage.as_mut().filter(|outage| outage.due <= now) {
+        if let Some(outage) = self.outage.as_mut().filter(|it| it.is_met && it.due <= now) {
             let replaces = outage.last.map(|(id, _)| id);
-            let text = outage.text(house, waiting(replaces), wall);
+            let text = outage.text(house, waiting, wall);
             let subject = "Mail waits: the provider does not take it";
             let letter = house.notice(postmaster, subject, text, wall);
             outage.due = now + DAY;
             outage.last = Some((letter.envelope.id, wall));
             let notes = vec![(OUTAGE.into(), outage.write())];
-            return Some(Errand { label: "notice", letter, replaces, notes });
+            return Some(Errand { label: "notice", letter: Some(letter), replaces, notes });
         }
         if self.digest.due.is_some_and(|due| due <= now) {
             let half = !self.digest.half;
@@ -484,7 +501,7 @@ impl Desk {
             );
             let listed = digest.listed.into_iter().map(|(key, _)| (key, Vec::new()));
             let notes = listed.chain(more).collect();
-            return Some(Errand { label: "digest", letter, replaces: None, notes });
+            return Some(Errand { label: "digest", letter: Some(letter), replaces: None, notes });
         }
         None
     }
@@ -544,6 +561,7 @@ impl Outage {
             words: wire.words,
             last: Some((SpoolId::parse(&wire.notice)?, told)),
             due: now + told.plus(DAY).since(wall).min(DAY),
+            is_met: false,
         })
     }
 

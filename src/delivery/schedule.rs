@@ -110,6 +110,12 @@ impl Schedule {
         Some(self.began + Duration::from_micros(*since))
     }
 
+    /// The message that was accepted first. O(n).
+    pub fn oldest(&self) -> Option<SpoolId> {
+        let ids = self.first.iter().chain(self.again.iter()).map(|((_, id), ())| *id);
+        ids.min().map(|id| SpoolId::from_u128(u128::from_be_bytes(id)))
+    }
+
     pub fn len(&self) -> usize {
         self.first.len() + self.again.len()
     }
