@@ -315,7 +315,7 @@ const KEYS: &[Key] = &[
     key("bounce.delay_warning_after", TIME, Is("\"4h\""), Now,
         "When the sender is told that a message waits."),
     key("bounce.max_per_hour", COUNT, Is("100"), Now,
-        "Reports in an hour; beyond it one digest."),
+        "Reports of a kind in an hour; beyond it one digest."),
     key("bounce.return", Type::Choice(&["headers", "full"]), Is("\"headers\""), Now,
         "What a report returns of the message."),
 

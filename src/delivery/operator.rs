@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use crate::clock::{self, Time};
 use crate::delivery::gate::Gate;
-use crate::envelope::{Head, Progress, QueueState, RcptStatus, SpoolId, UnixMillis};
+use crate::envelope::{Head, Progress, QueueState, Rcpt, RcptStatus, SpoolId, UnixMillis};
 use crate::metrics::Metrics;
 use crate::outcome::{Cause, Outcome, Scope, Stage};
 use crate::smtp::reply::Escaped;
@@ -309,8 +309,15 @@ impl<S: Spool> Work<S> {
         {
             return (Answer::NotNow(why), was);
         }
+        let mut unreported = Vec::new();
         let op = match self.verb {
-            Verb::Delete => Op::Delete { id },
+            Verb::Delete => {
+                // What cannot be read cannot be told of either.
+                if let Ok(stored) = self.spool.open(id).await {
+                    unreported = untold_failures(&stored.envelope.rcpts, &stored.progress);
+                }
+                Op::Delete { id }
+            }
             Verb::Retry | Verb::Hold | Verb::Release => match self.spool.open(id).await {
                 Ok(stored) if self.spares(&head, &stored) => return (Answer::InDoubt, was),
                 // An attempt left its mark: the next one sees it, and does as retry.in_doubt says.
@@ -330,6 +337,9 @@ impl<S: Spool> Work<S> {
             Ok(()) => {
                 *is_synced = durability == Durability::Durable;
                 self.tell(id);
+                for to in unreported {
+                    warn!(event = "unreported", %id, kind = "failure", %to, "nobody is told that message {id} failed for <{to}>: an operator deleted it before there was room for a report");
+                }
                 let place = match self.verb {
                     Verb::Retry | Verb::Release => Place::Due(clock::now()),
                     Verb::Hold => Place::Held,
@@ -413,6 +423,15 @@ fn refusal(verb: Verb, state: QueueState) -> Option<&'static str> {
     }
 }
 
+/// The recipients, escaped, whose failure is still to be reported.
+fn untold_failures(rcpts: &[Rcpt], progress: &Progress) -> Vec<String> {
+    let position = |at: &u32| usize::try_from(*at).ok();
+    let failed = |at: &usize| matches!(progress.rcpts.get(*at), Some(RcptStatus::Failed(_)));
+    let untold = progress.untold.iter().filter_map(position).filter(failed);
+    let untold = untold.filter_map(|at| rcpts.get(at));
+    untold.map(|rcpt| Escaped(rcpt.path.as_str().as_bytes()).to_string()).collect()
+}
+
 fn is_left_open(stored: &Stored, state: QueueState) -> bool {
     state == QueueState::Queued && !stored.progress.sending.is_empty()
 }
@@ -458,6 +477,8 @@ fn begun_anew(mut progress: Progress, now: UnixMillis) -> Progress {
 mod tests {
     use super::*;
     use crate::outcome::Receipt;
+    use crate::smtp::address::{Charset, ForwardPath};
+    use crate::smtp::params::Notify;
 
     fn failed() -> RcptStatus {
         RcptStatus::Failed(Cause::new(Scope::Recipient, Stage::Rcpt, "550 no"))
@@ -497,6 +518,25 @@ mod tests {
         assert_eq!(progress.doubtful, [2, 0]);
         assert!(progress.sending.is_empty() && progress.rcpts[1] == failed());
         assert!(fold_doubt(&mut progress).is_empty());
+    }
+
+    /// A `delete` took the message before its report had room, and nobody heard of it.
+    #[test]
+    fn a_failure_that_was_not_told_is_named_when_its_message_is_deleted() {
+        let rcpt = |path| Rcpt {
+            path: ForwardPath::parse(path, Charset::Ascii).unwrap(),
+            notify: Notify::Unsaid,
+            orcpt: None,
+        };
+        let paths = ["a@example.org", "b@example.org", "c@example.org", "d@example.org"];
+        let delivered = RcptStatus::Delivered(Receipt::new("250 ok"));
+        let progress = Progress {
+            rcpts: vec![failed(), failed(), delivered, failed()],
+            untold: vec![1, 2, 3, 9],
+            ..Progress::new(UnixMillis(0), 4)
+        };
+        let expected = ["b@example.org", "d@example.org"];
+        assert_eq!(untold_failures(&paths.map(rcpt), &progress), expected);
     }
 
     #[test]

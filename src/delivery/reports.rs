@@ -267,8 +267,11 @@ fn is_reachable(sender: &Mailbox, entries: &[Entry<'_>]) -> bool {
 /// What is remembered between letters.
 #[derive(Debug)]
 pub struct Desk {
-    /// When the hour began, and the reports in it.
-    hour: Option<(Instant, usize)>,
+    /// For each kind of report, when its hour began, and the reports in it: many delays are no reason to leave a failure
+    /// to the digest.
+    failures: Hour,
+    delays: Hour,
+    relays: Hour,
     digest: Digest,
     outage: Option<Outage>,
     /// The outage that is over, and when that was: its last notice is due.
@@ -276,6 +279,11 @@ pub struct Desk {
     /// Put into the spool and not yet into the schedule.
     put: Vec<SpoolId>,
 }
+
+type Hour = Option<(Instant, usize)>;
+
+/// What is remembered over a restart: a key, and what is noted under it; nothing takes it away.
+pub type Note = (Box<str>, Vec<u8>);
 
 /// What was not reported one by one.
 #[derive(Debug, Default)]
@@ -287,6 +295,8 @@ struct Digest {
     /// Of the two halves of the keys, the one that is written to: a note that goes with a digest under way is never one
     /// that came since.
     half: bool,
+    /// When its hour began.
+    since: Option<UnixMillis>,
     /// When the digest is due.
     due: Option<Instant>,
 }
@@ -335,7 +345,7 @@ pub struct Errand {
     /// A notice that says less, to be taken out of the queue where it still is there.
     pub replaces: Option<SpoolId>,
     /// Notes that go with it.
-    pub notes: Vec<(Box<str>, Vec<u8>)>,
+    pub notes: Vec<Note>,
 }
 
 impl Desk {
@@ -352,56 +362,78 @@ impl Desk {
             }
             let more = note(&format!("{half}/more")).and_then(|it| String::from_utf8(it).ok());
             digest.more += more.and_then(|it| it.parse().ok()).unwrap_or(0);
+            let since = note(&format!("{half}/since")).and_then(|it| String::from_utf8(it).ok());
+            let since = since.and_then(|it| it.parse().ok()).map(UnixMillis);
+            digest.since = digest.since.into_iter().chain(since).min();
         }
-        // It is not known when that was: now, which is once a start.
-        digest.due = (!digest.is_empty()).then_some(now);
+        if !digest.is_empty() {
+            let left = digest.since.map_or(Duration::ZERO, |it| it.plus(HOUR).since(wall));
+            digest.due = Some(now + left.min(HOUR));
+        }
         digest.half = digest.listed.back().is_some_and(|(key, _)| key.starts_with(HALVES[1]));
         let outage = note(OUTAGE).and_then(|it| Outage::read(&it, now, wall));
-        Self { hour: None, digest, outage, over: None, put: Vec::new() }
+        let (failures, delays, relays) = (None, None, None);
+        Self { failures, delays, relays, digest, outage, over: None, put: Vec::new() }
     }
 
-    /// Whether one more report may go out in this hour; it is counted then.
-    pub fn admits(&mut self, bounce: &Bounce, now: Instant) -> bool {
-        match &mut self.hour {
+    fn hour(&mut self, gist: Gist) -> &mut Hour {
+        match gist {
+            Gist::Failure => &mut self.failures,
+            Gist::Delay => &mut self.delays,
+            Gist::Relayed => &mut self.relays,
+        }
+    }
+
+    /// Whether one more report of that kind may go out in this hour; it is counted then.
+    pub fn admits(&mut self, gist: Gist, bounce: &Bounce, now: Instant) -> bool {
+        match self.hour(gist) {
             Some((since, count)) if now.saturating_duration_since(*since) < HOUR => {
                 *count += 1;
                 *count <= bounce.max_per_hour
             }
-            _ => {
-                self.hour = Some((now, 1));
+            hour => {
+                *hour = Some((now, 1));
                 true
             }
         }
     }
 
     /// A report that was admitted could not be written, and will be asked for again.
-    pub fn withdraw(&mut self) {
-        if let Some((_, count)) = &mut self.hour {
+    pub fn withdraw(&mut self, gist: Gist) {
+        if let Some((_, count)) = self.hour(gist) {
             *count = count.saturating_sub(1);
         }
     }
 
-    /// Puts a report on the list that did not go out: the note that goes into the spool with it.
-    pub fn list(&mut self, line: String, now: Instant) -> (Box<str>, Vec<u8>) {
+    /// Puts a report on the list that did not go out: the notes that go into the spool with it.
+    pub fn list(&mut self, line: String, now: Instant, wall: UnixMillis) -> [Note; 2] {
         let digest = &mut self.digest;
         digest.due.get_or_insert(now + HOUR);
+        let since = digest.since.get_or_insert(wall).0.to_string().into_bytes();
         let half = digest.key();
+        let since = (format!("{half}/since").into(), since);
         let key = |at: usize| -> Box<str> { format!("{half}/{at}").into() };
         let is_free = |key: &str| !digest.listed.iter().any(|(listed, _)| &**listed == key);
         let Some(key) = (0..MAX_LISTED).map(key).find(|key| is_free(key)) else {
             digest.more += 1;
-            return (format!("{half}/more").into(), digest.more.to_string().into_bytes());
+            let more = (format!("{half}/more").into(), digest.more.to_string().into_bytes());
+            return [more, since];
         };
         let line: String = line.chars().take(MAX_LINE).collect();
         digest.listed.push_back((key.clone(), line.clone()));
-        (key, line.into_bytes())
+        [(key, line.into_bytes()), since]
     }
 
     /// Takes back what was put on the list under `key` last: its note could not be written.
     pub fn unlist(&mut self, key: &str) {
-        match self.digest.listed.iter().position(|(listed, _)| &**listed == key) {
-            Some(at) => drop(self.digest.listed.remove(at)),
-            None => self.digest.more = self.digest.more.saturating_sub(1),
+        let digest = &mut self.digest;
+        if let Some(at) = digest.listed.iter().position(|(listed, _)| &**listed == key) {
+            digest.listed.remove(at);
+        } else if key.ends_with("/more") {
+            digest.more = digest.more.saturating_sub(1);
+        }
+        if digest.is_empty() {
+            (digest.since, digest.due) = (None, None);
         }
     }
 
@@ -490,8 +522,9 @@ impl Desk {
             let written = |half: &&str| {
                 *half == digest.key() || digest.listed.iter().any(|(key, _)| key.starts_with(*half))
             };
-            let more: Vec<_> = (HALVES.into_iter().filter(written))
-                .map(|half| (format!("{half}/more").into(), Vec::new()))
+            let others: Vec<_> = (HALVES.into_iter().filter(written))
+                .flat_map(|half| ["more", "since"].map(|key| format!("{half}/{key}")))
+                .map(|key| (key.into(), Vec::new()))
                 .collect();
             let letter = house.notice(
                 postmaster,
@@ -500,7 +533,7 @@ impl Desk {
                 wall,
             );
             let listed = digest.listed.into_iter().map(|(key, _)| (key, Vec::new()));
-            let notes = listed.chain(more).collect();
+            let notes = listed.chain(others).collect();
             return Some(Errand { label: "digest", letter: Some(letter), replaces: None, notes });
         }
         None
@@ -531,7 +564,7 @@ impl Digest {
         let total = self.listed.len() as u64 + self.more;
         let mut out = format!(
             "This is the mail gateway. In an hour it had more to report than bounce.max_per_hour\n\
-             allows ({}), so these {total} reports were not sent to anyone but you:\n\n",
+             allows ({} of a kind), so these {total} reports were not sent to anyone but you:\n\n",
             bounce.max_per_hour
         );
         for (_, line) in &self.listed {

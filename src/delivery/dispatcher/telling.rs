@@ -11,7 +11,8 @@ use super::{DISK_RETRY, Dispatcher, Ended, Round, Shared};
 use crate::clock;
 use crate::delivery::gate::Change;
 use crate::delivery::operator::Place;
-use crate::delivery::reports::{self, Errand, Letter, Waiting};
+use crate::delivery::reports::{self, Errand, Gist, Letter, Note, Waiting};
+use crate::delivery::retry;
 use crate::delivery::schedule::Turn;
 use crate::envelope::{Kind, Progress, QueueState, SpoolId, UnixMillis};
 use crate::message::dsn::{self, Returned};
@@ -23,8 +24,8 @@ use crate::spool::{Durability, Op, Spool, SpoolError, Stage, Staged};
 /// What goes into the spool together with the record of an outcome.
 #[derive(Debug)]
 pub(super) struct Enclosed {
-    letter: Option<(Letter, &'static str)>,
-    notes: Vec<(Box<str>, Vec<u8>)>,
+    letter: Option<(Letter, Gist)>,
+    notes: Vec<Note>,
     /// What the progress said was untold, in case it stays so.
     untold: Vec<u32>,
     warned: bool,
@@ -191,16 +192,16 @@ async fn put<S: Spool>(spool: &S, letter: Option<&Letter>) -> Result<Option<Op>,
     Ok(Some(Op::Put { envelope: letter.envelope.clone(), body }))
 }
 
-fn notes(notes: &[(Box<str>, Vec<u8>)]) -> impl Iterator<Item = Op> + '_ {
+fn notes(notes: &[Note]) -> impl Iterator<Item = Op> + '_ {
     notes.iter().map(|(key, bytes)| Op::Note { key: key.clone(), bytes: bytes.clone() })
 }
 
 impl<S> Shared<S> {
     /// Neither the letter nor what is on the list instead could be written.
-    fn take_back(&self, has_letter: bool, notes: &[(Box<str>, Vec<u8>)]) {
+    fn take_back(&self, letter: Option<Gist>, notes: &[Note]) {
         let mut desk = self.desk();
-        if has_letter {
-            desk.withdraw();
+        if let Some(gist) = letter {
+            desk.withdraw(gist);
         }
         notes.iter().for_each(|(key, _)| desk.unlist(key));
     }
@@ -243,9 +244,10 @@ impl<S: Spool> Round<'_, S> {
         let progress = &self.message.progress;
         let envelope = &self.message.envelope;
         let delayed = progress.first_deferral.filter(|first| {
+            let (retry, after) = (&self.shared.settings.retry, house.bounce.delay_warning_after);
             own && !progress.warned
                 && envelope.kind == Kind::Mail
-                && wall.since(*first) > house.bounce.delay_warning_after
+                && retry::span_fills(retry, after, progress.attempts, *first, wall)
         });
         let until = delayed.map(|first| first.plus(house.give_up_after));
         let entries = reports::news(envelope, progress, until);
@@ -262,7 +264,7 @@ impl<S: Spool> Round<'_, S> {
             }
             Ok(audience) => {
                 let now = clock::now();
-                let admitted = self.shared.desk().admits(&house.bounce, now);
+                let admitted = self.shared.desk().admits(gist, &house.bounce, now);
                 if admitted {
                     let all = house.returns_all(envelope, &entries);
                     let (content, is_whole) = self.read(all).await;
@@ -271,14 +273,13 @@ impl<S: Spool> Round<'_, S> {
                         false => Returned::Header(&content),
                     };
                     let letter = house.report(audience, envelope, &entries, returned, wall);
-                    enclosed.letter = Some((letter, gist.label()));
+                    enclosed.letter = Some((letter, gist));
                 } else if house.bounce.postmaster.is_none() {
                     let kind = gist.label();
                     warn!(event = "unreported", %id, kind, "nobody is told what became of message {id} ({kind}): more than bounce.max_per_hour reports, and bounce.postmaster, who would get the list, is not set");
                 } else {
                     let line = reports::line(envelope, &entries, wall);
-                    let note = self.shared.desk().list(line, now);
-                    enclosed.notes.push(note);
+                    enclosed.notes.extend(self.shared.desk().list(line, now, wall));
                 }
             }
         }
@@ -342,7 +343,7 @@ impl<S: Spool> Round<'_, S> {
             Err(error) => {
                 warn!(%id, %error, "the report on message {id} cannot be written now: {error}; trying again");
                 let Enclosed { letter, notes, untold, warned } = enclosed;
-                self.shared.take_back(letter.is_some(), &notes);
+                self.shared.take_back(letter.map(|(_, gist)| gist), &notes);
                 let progress = Progress { untold, warned, ..self.message.progress.clone() };
                 // One that is to be held is told when it is let go.
                 if self.held {
@@ -360,7 +361,8 @@ impl<S: Spool> Round<'_, S> {
     fn told(&self, enclosed: &Enclosed) {
         let id = self.id();
         match &enclosed.letter {
-            Some((letter, kind)) => {
+            Some((letter, gist)) => {
+                let kind = gist.label();
                 let report = letter.envelope.id;
                 let to = letter.envelope.rcpts.first().map_or("", |rcpt| rcpt.path.as_str());
                 let to = Escaped(to.as_bytes());

@@ -196,16 +196,20 @@ impl Office {
     }
 
     fn report(&mut self, minutes: u64, line: &str) -> bool {
-        let (now, _) = self.at(minutes);
-        let admitted = self.desk.admits(&self.house.bounce, now);
+        self.report_of(Gist::Failure, minutes, line)
+    }
+
+    fn report_of(&mut self, gist: Gist, minutes: u64, line: &str) -> bool {
+        let (now, wall) = self.at(minutes);
+        let admitted = self.desk.admits(gist, &self.house.bounce, now);
         if !admitted {
-            let note = self.desk.list(line.to_owned(), now);
-            self.keep(vec![note]);
+            let notes = self.desk.list(line.to_owned(), now, wall);
+            self.keep(notes.into());
         }
         admitted
     }
 
-    fn keep(&mut self, notes: Vec<(Box<str>, Vec<u8>)>) {
+    fn keep(&mut self, notes: Vec<Note>) {
         for (key, bytes) in notes {
             match bytes.is_empty() {
                 true => self.notes.remove(&key),
@@ -266,10 +270,54 @@ fn what_is_listed_survives_a_restart_and_is_told_once() {
         office.report(0, &format!("line {n}"));
     }
     office.restart(1);
-    let (_, text) = office.errand(1).unwrap();
+    let (_, text) = office.errand(60).unwrap();
     assert!(text.contains("line 2\r\nline 3\r\nline 4\r\n"), "{text}");
-    office.restart(2);
-    assert!(office.errand(100).is_none());
+    office.restart(61);
+    assert!(office.errand(200).is_none());
+}
+
+/// Each start sent what was listed so far.
+#[test]
+fn the_hour_of_a_digest_goes_on_over_a_restart() {
+    let mut office = Office::new();
+    for n in 0..4 {
+        office.report(0, &format!("line {n}"));
+    }
+    for minutes in [20, 40] {
+        office.restart(minutes);
+        office.report(minutes, "x");
+        office.report(minutes, "y");
+        office.report(minutes, &format!("line {minutes}"));
+        assert!(office.errand(minutes).is_none() && office.errand(59).is_none());
+    }
+    let (_, text) = office.errand(60).unwrap();
+    assert!(text.contains("line 3\r\nline 20\r\nline 40\r\n"), "{text}");
+    assert!(office.notes.is_empty());
+    // One that is over is not waited for again, and a clock that stepped back makes it no longer.
+    for (restarted, due) in [(200, 200), (0, 60)] {
+        let mut office = Office::new();
+        for n in 0..3 {
+            office.report(100, &format!("line {n}"));
+        }
+        office.restart(restarted);
+        assert!(office.errand(due - 1).is_none() && office.errand(due).is_some(), "{restarted}");
+    }
+}
+
+/// Delay warnings pushed failures onto the digest.
+#[test]
+fn many_delays_leave_failures_their_reports() {
+    let mut office = Office::new();
+    let admitted: Vec<bool> = (0..3).map(|_| office.report_of(Gist::Delay, 0, "late")).collect();
+    assert_eq!(admitted, [true, true, false]);
+    for gist in [Gist::Failure, Gist::Relayed] {
+        let admitted: Vec<bool> = (0..3).map(|_| office.report_of(gist, 0, "x")).collect();
+        assert_eq!(admitted, [true, true, false], "{gist:?}");
+    }
+    office.desk.withdraw(Gist::Failure);
+    office.desk.withdraw(Gist::Failure);
+    assert!(!office.report_of(Gist::Delay, 0, "late"), "each is counted by itself");
+    assert!(office.report(0, "x"));
 }
 
 #[test]
@@ -286,7 +334,8 @@ fn what_comes_while_a_digest_is_written_is_not_lost_with_its_notes() {
     }
     office.keep(errand.notes);
     office.restart(61);
-    let (_, text) = office.errand(61).unwrap();
+    assert!(office.errand(119).is_none());
+    let (_, text) = office.errand(120).unwrap();
     assert!(text.contains("line 12\r\n") && !text.contains("line 3"), "{text}");
 }
 
@@ -296,9 +345,9 @@ fn a_digest_and_its_notes_are_bounded() {
     for n in 0..1_000 {
         office.report(0, &format!("{n} {}", "x".repeat(5_000)));
     }
-    assert_eq!(office.notes.len(), MAX_LISTED + 1);
+    assert_eq!(office.notes.len(), MAX_LISTED + 2);
     office.restart(1);
-    let (_, text) = office.errand(1).unwrap();
+    let (_, text) = office.errand(60).unwrap();
     assert!(text.contains("and at least 798 more"), "{}", text.len());
     assert!(text.len() < 300_000 && office.notes.is_empty());
 }
@@ -426,17 +475,26 @@ fn a_message_comes_back_as_was_asked_for() {
 fn what_could_not_be_listed_is_taken_back() {
     let now = crate::clock::now();
     let mut desk = Desk::load(|_| None, now, UnixMillis(0));
-    let (first, _) = desk.list("one".to_owned(), now);
-    let (second, _) = desk.list("two".to_owned(), now);
+    let wall = UnixMillis(0);
+    let mut list = |line: &str| desk.list(line.to_owned(), now, wall);
+    let [(first, _), since] = list("one");
+    let [(second, _), again] = list("two");
+    assert_eq!(since, again);
     desk.unlist(&first);
-    let (third, _) = desk.list("three".to_owned(), now);
+    desk.unlist(&since.0);
+    let [(third, _), _] = desk.list("three".to_owned(), now, wall);
     assert_eq!(third, first, "no note takes another's place");
     let listed: Vec<_> = desk.digest.listed.iter().map(|(key, line)| (&**key, &**line)).collect();
     assert_eq!(listed, [(&*second, "two"), (&*third, "three")]);
     for _ in 0..MAX_LISTED {
-        desk.list("more".to_owned(), now);
+        desk.list("more".to_owned(), now, wall);
     }
     assert_eq!((desk.digest.listed.len(), desk.digest.more), (MAX_LISTED, 2));
     desk.unlist("report/a/more");
     assert_eq!(desk.digest.more, 1);
+    // Of nothing no digest is sent.
+    let mut desk = Desk::load(|_| None, now, wall);
+    let notes = desk.list("one".to_owned(), now, wall);
+    notes.iter().for_each(|(key, _)| desk.unlist(key));
+    assert_eq!(desk.due(), None);
 }

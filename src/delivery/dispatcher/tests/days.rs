@@ -486,7 +486,7 @@ async fn an_outage_that_ends_without_a_postmaster_leaves_no_note_and_its_notice_
 }
 
 /// What becomes of application mail; letters of our own are taken.
-struct Refuses(Play);
+struct Refuses(Mutex<Play>);
 
 impl Provider for Refuses {
     fn limits(&self) -> Limits {
@@ -499,7 +499,7 @@ impl Provider for Refuses {
         outcomes: &'a Outcomes,
     ) -> BoxFuture<'a, ()> {
         let play = match submission.envelope.kind {
-            Kind::Mail => self.0,
+            Kind::Mail => *self.0.lock().unwrap(),
             Kind::Report | Kind::Notice => Play::Take,
         };
         for rcpt in &submission.part {
@@ -537,7 +537,7 @@ async fn on_a_full_disk(
         tokio::time::sleep(MINUTE).await;
         [full, states()]
     };
-    engine.run(&Arc::new(Refuses(play)), play_it).await
+    engine.run(&Arc::new(Refuses(Mutex::new(play))), play_it).await
 }
 
 /// On a full disk deliveries are what makes room, so none may wait for room itself; and no failure may go untold.
@@ -568,4 +568,25 @@ async fn what_is_held_stays_held_though_its_report_has_no_room() {
         assert_eq!((*state, &progress.untold[..]), (QueueState::Held, &[0][..]));
         assert_eq!(statuses(progress), "x?");
     }
+}
+
+/// Five hours of it were an outage, and the sender was told that his message waits for its own reason.
+#[tokio::test(start_paused = true)]
+async fn an_outage_does_not_count_towards_the_warning_of_a_delay() {
+    let mut engine = Engine::new();
+    (engine.retry.max, engine.retry.give_up_after) = (10 * MINUTE, 5 * DAY);
+    let provider = Arc::new(Refuses(Mutex::new(Play::Later)));
+    let warned = || engine.metrics.reports.with_label_values(&["delay"]).get();
+    let play = async |hands: Hands| {
+        hands.accept().await;
+        tokio::time::sleep(HOUR).await;
+        *provider.0.lock().unwrap() = Play::Trouble;
+        tokio::time::sleep(5 * HOUR).await;
+        *provider.0.lock().unwrap() = Play::Later;
+        tokio::time::sleep(HOUR).await;
+        assert_eq!(warned(), 0, "it has waited two hours for its own reason");
+        tokio::time::sleep(3 * HOUR).await;
+        assert_eq!(warned(), 1);
+    };
+    engine.run(&provider, play).await;
 }
