@@ -1,10 +1,15 @@
 //! Reports to senders and to the postmaster, as they arrive at the upstream.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use mailsluice::config;
+use mailsluice::spool::log::Log;
+use mailsluice::spool::{Durability, Op, Spool as _};
 use serde_json::Value;
 
 use crate::support::client::Client;
@@ -227,6 +232,7 @@ fn beyond_the_limit_the_postmaster_gets_a_list_that_survives_a_kill() {
     });
     gateway.wait_empty();
     gateway.kill();
+    an_hour_passes(&spool.path().join("spool"));
     let gateway = setup.start();
     let digest = reports(&sink, 3).remove(2);
     assert_eq!(digest.to, ["ops@example.net"]);
@@ -237,6 +243,21 @@ fn beyond_the_limit_the_postmaster_gets_a_list_that_survives_a_kill() {
     end(gateway, &sink, 3);
     let gateway = setup.start();
     end(gateway, &sink, 3);
+}
+
+/// The list says that it was begun an hour earlier.
+fn an_hour_passes(spool: &Path) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let keep_failed = Duration::from_secs(7 * 24 * 60 * 60);
+        let config = config::Spool { path: spool.to_owned(), min_free: 0, keep_failed };
+        let (log, _) = Log::open(&config).await.unwrap();
+        let key = "report/a/since";
+        let since: u64 = String::from_utf8(log.note(key).unwrap()).unwrap().parse().unwrap();
+        let bytes = (since - 3_600_000).to_string().into_bytes();
+        log.apply(vec![Op::Note { key: key.into(), bytes }], Durability::Durable).await.unwrap();
+        log.close().await;
+    });
 }
 
 /// The record of the failure and the report are one batch: however the process ends, both are there or none, and then
