@@ -16,7 +16,7 @@ use crate::config::{Bounce, BounceTo};
 use crate::envelope::{
     Client, Envelope, Kind, Priority, Progress, Rcpt, RcptStatus, SpoolId, UnixMillis,
 };
-use crate::message::dsn::{self, Entry, Letterhead, News, Returned};
+use crate::message::dsn::{self, Entry, Letterhead, News, Reader, Returned, Why};
 use crate::message::received::date;
 use crate::outcome::{Cause, Outcome, Scope, Stage};
 use crate::smtp::address::{Charset, ForwardPath, Mailbox, ReversePath};
@@ -45,6 +45,13 @@ pub struct House {
     pub bounce: Bounce,
     /// `retry.give_up_after`
     pub give_up_after: Duration,
+}
+
+/// Who is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Audience<'a> {
+    pub to: &'a Mailbox,
+    pub reader: Reader,
 }
 
 /// A letter that is ready for the spool.
@@ -79,11 +86,7 @@ pub fn is_due(kind: Kind, notify: Notify, outcome: &Outcome) -> bool {
         (Kind::Notice, _) | (_, Outcome::Deferred(_) | Outcome::Held(_)) => false,
         (Kind::Report, Outcome::Failed(_)) => true,
         (Kind::Report, Outcome::Delivered(_)) => false,
-        (Kind::Mail, Outcome::Failed(_)) => match notify {
-            Notify::Unsaid => true,
-            Notify::Never => false,
-            Notify::On { failure, .. } => failure,
-        },
+        (Kind::Mail, Outcome::Failed(_)) => notify.wants_failure(),
         (Kind::Mail, Outcome::Delivered(receipt)) => {
             receipt.relayed && matches!(notify, Notify::On { success: true, .. })
         }
@@ -139,26 +142,27 @@ pub fn gist(entries: &[Entry<'_>]) -> Gist {
 }
 
 impl House {
-    /// Who is told of a message's end, and what such a letter is; else why nobody is.
+    /// Who is told of a message's end; else why nobody is.
     pub fn audience<'a>(
         &'a self,
         envelope: &'a Envelope,
         entries: &[Entry<'_>],
-    ) -> Result<(Kind, &'a Mailbox), &'static str> {
-        let postmaster = || {
-            let postmaster = self.bounce.postmaster.as_ref();
-            postmaster.map(|it| (Kind::Notice, it)).ok_or("and bounce.postmaster is not set")
+    ) -> Result<Audience<'a>, &'static str> {
+        let postmaster = |why| {
+            let to = self.bounce.postmaster.as_ref().ok_or("and bounce.postmaster is not set")?;
+            Ok(Audience { to, reader: Reader::Postmaster(why) })
         };
         match (envelope.kind, self.bounce.to) {
             (Kind::Notice, _) => Err("it was a report itself"),
-            (Kind::Report, _) => postmaster(),
+            (Kind::Report, _) => postmaster(Why::ReportFailed),
             (Kind::Mail, BounceTo::Nobody) => Err("bounce.to is \"none\""),
-            (Kind::Mail, BounceTo::Postmaster) => postmaster(),
+            (Kind::Mail, BounceTo::Postmaster) => postmaster(Why::Chosen),
             (Kind::Mail, BounceTo::Sender) => match &envelope.reverse_path {
-                ReversePath::Mailbox(sender) if is_reachable(sender, entries) => {
-                    Ok((Kind::Report, sender))
-                }
-                ReversePath::Mailbox(_) | ReversePath::Null => postmaster(),
+                ReversePath::Mailbox(to) => match why_not(to, entries) {
+                    Some(why) => postmaster(why),
+                    None => Ok(Audience { to, reader: Reader::Author }),
+                },
+                ReversePath::Null => postmaster(Why::NoAuthor),
             },
         }
     }
@@ -180,7 +184,7 @@ impl House {
     /// `content` is the message that is reported on, or as much of it as comes back.
     pub fn report(
         &self,
-        (kind, to): (Kind, &Mailbox),
+        Audience { to, reader }: Audience<'_>,
         original: &Envelope,
         entries: &[Entry<'_>],
         returned: Returned<'_>,
@@ -190,7 +194,13 @@ impl House {
         let from = self.from();
         let letterhead = Letterhead { id, at: now, hostname: &self.hostname, from: &from, to };
         let remote = self.server.as_deref();
-        let content = dsn::report(&dsn::Report { letterhead, original, entries, remote, returned });
+        let report = dsn::Report { letterhead, reader, original, entries, remote, returned };
+        let content = dsn::report(&report);
+        // Where that fails, the postmaster is told in the author's stead, and of his own letters nobody.
+        let kind = match reader {
+            Reader::Author => Kind::Report,
+            Reader::Postmaster(_) => Kind::Notice,
+        };
         self.letter(kind, id, now, from, to, content)
     }
 
@@ -249,9 +259,8 @@ fn is_of_size(cause: &Cause) -> bool {
     by_status || cause.words.as_bytes().starts_with(b"552")
 }
 
-/// Whether anything can come to the sender: not where its domain is of this house alone, nor where it is who could not
-/// be reached.
-fn is_reachable(sender: &Mailbox, entries: &[Entry<'_>]) -> bool {
+/// Why nothing can come to the sender, if so.
+fn why_not(sender: &Mailbox, entries: &[Entry<'_>]) -> Option<Why> {
     let domain = sender.domain().to_ascii_lowercase();
     let is_local = [".local", ".localhost", ".internal", ".invalid"]
         .iter()
@@ -261,7 +270,11 @@ fn is_reachable(sender: &Mailbox, entries: &[Entry<'_>]) -> bool {
             matches!(&entry.rcpt.path, ForwardPath::Mailbox(mailbox) if mailbox == sender);
         is_sender && matches!(entry.news, News::Failed(_))
     });
-    domain.contains('.') && !is_local && !has_failed
+    match (domain.contains('.') && !is_local, has_failed) {
+        (false, _) => Some(Why::LocalAuthor),
+        (true, true) => Some(Why::AuthorFailed),
+        (true, false) => None,
+    }
 }
 
 /// What is remembered between letters.

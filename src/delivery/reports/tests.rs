@@ -124,7 +124,7 @@ fn a_report_goes_to_the_sender_or_where_that_makes_no_sense_to_the_postmaster() 
     let audience = |house: &House, envelope: &Envelope| {
         let entries = [Entry { rcpt: &envelope.rcpts[0], news: News::Failed(&cause) }];
         let audience = house.audience(envelope, &entries);
-        audience.map_or_else(|_nobody| "nobody".to_owned(), |(_, to)| to.to_string())
+        audience.map_or_else(|_nobody| "nobody".to_owned(), |it| it.to.to_string())
     };
     let unsaid = Notify::Unsaid;
     for (from, to) in [
@@ -153,6 +153,30 @@ fn a_report_goes_to_the_sender_or_where_that_makes_no_sense_to_the_postmaster() 
     assert_eq!(audience(&house(true), &mail), "ops@example.com");
     mail.kind = Kind::Notice;
     assert_eq!(audience(&house(true), &mail), "nobody", "a notice that fails is dropped");
+}
+
+#[test]
+fn the_postmaster_hears_why_he_is_told_in_the_authors_stead() {
+    let cause = no();
+    let mut by_choice = house(true);
+    by_choice.bounce.to = BounceTo::Postmaster;
+    for (house, kind, from, reader) in [
+        (house(true), Kind::Mail, "a@example.com", Reader::Author),
+        (house(true), Kind::Mail, "", Reader::Postmaster(Why::NoAuthor)),
+        (house(true), Kind::Mail, "root@box", Reader::Postmaster(Why::LocalAuthor)),
+        (house(true), Kind::Mail, "b@example.org", Reader::Postmaster(Why::AuthorFailed)),
+        (house(true), Kind::Report, "", Reader::Postmaster(Why::ReportFailed)),
+        (by_choice, Kind::Mail, "a@example.com", Reader::Postmaster(Why::Chosen)),
+    ] {
+        let mut mail = envelope(from, &[("b@example.org", Notify::Unsaid)]);
+        mail.kind = kind;
+        let entries = [Entry { rcpt: &mail.rcpts[0], news: News::Failed(&cause) }];
+        let audience = house.audience(&mail, &entries).unwrap();
+        assert_eq!(audience.reader, reader, "{kind:?} <{from}>");
+        let letter = house.report(audience, &mail, &entries, Returned::Header(b""), AT);
+        let is_to_author = letter.envelope.kind == Kind::Report;
+        assert_eq!(is_to_author, reader == Reader::Author, "{kind:?} <{from}>");
+    }
 }
 
 #[test]
