@@ -243,6 +243,10 @@ impl House {
         Letter { envelope, content }
     }
 
+    fn server(&self) -> &str {
+        self.server.as_deref().unwrap_or("The provider")
+    }
+
     fn from(&self) -> Mailbox {
         let own = self.sender.clone().or_else(|| self.bounce.postmaster.clone());
         let postmaster = || Mailbox::parse(&format!("postmaster@{}", self.hostname), Charset::Utf8);
@@ -625,60 +629,52 @@ impl Outage {
 
     /// How it is while it lasts.
     fn text(&self, house: &House, waiting: Waiting, wall: UnixMillis) -> String {
-        let mut out = format!(
-            "This is the mail gateway at {}.\n\n\
-             {} takes no mail since {} ({}).\nIts last answer ({}):\n\n    {}\n\n",
-            house.hostname,
-            house.server.as_deref().unwrap_or("The provider"),
+        let state = format!(
+            "{} takes no mail since {} ({}).\nIts last answer ({}):",
+            house.server(),
             date(self.since),
             span(wall.since(self.since)),
-            at(self.stage),
-            self.words
+            at(self.stage)
         );
-        waits(&mut out, waiting);
-        let _infallible = write!(
-            out,
+        let next = format!(
             "What happens next: the gateway goes on accepting mail, and tries the provider until\n\
              it works. Nothing is lost, and no sender gets a report because of this.\n\
              What to do: {}\n",
             advice(self.stage)
         );
-        out
+        self.letter(house, &state, waiting, &next)
     }
 
     /// The whole of it.
     fn over(&self, house: &House, waiting: Waiting, until: UnixMillis) -> String {
-        let mut out = format!(
-            "This is the mail gateway at {}.\n\n\
-             {} takes mail again since {}.\n\
-             It took none from {} on: {}.\nIts last answer ({}) was:\n\n    {}\n\n",
-            house.hostname,
-            house.server.as_deref().unwrap_or("The provider"),
+        let state = format!(
+            "{} takes mail again since {}.\n\
+             It took none from {} on: {}.\nIts last answer ({}) was:",
+            house.server(),
             date(until),
             date(self.since),
             span(until.since(self.since)),
-            at(self.stage),
-            self.words
+            at(self.stage)
         );
-        waits(&mut out, waiting);
-        out.push_str(
-            "What happens next: what waits is being delivered. Nothing was lost, and no sender\n\
-             got a report because of this.\nWhat to do: nothing.\n",
-        );
-        out
+        let next = "What happens next: what waits is being delivered. Nothing was lost, and no sender\n\
+             got a report because of this.\nWhat to do: nothing.\n";
+        self.letter(house, &state, waiting, next)
     }
-}
 
-fn waits(out: &mut String, waiting: Waiting) {
-    let _infallible = match waiting.oldest {
-        Some(oldest) => writeln!(
-            out,
-            "Messages that wait now: {}, the oldest since {}.",
-            waiting.messages,
-            date(oldest)
-        ),
-        None => writeln!(out, "No message waits now."),
-    };
+    fn letter(&self, house: &House, state: &str, waiting: Waiting, next: &str) -> String {
+        let waits = match waiting.oldest {
+            Some(oldest) => format!(
+                "Messages that wait now: {}, the oldest since {}.",
+                waiting.messages,
+                date(oldest)
+            ),
+            None => "No message waits now.".to_owned(),
+        };
+        format!(
+            "This is the mail gateway at {}.\n\n{state}\n\n    {}\n\n{waits}\n{next}",
+            house.hostname, self.words
+        )
+    }
 }
 
 fn at(stage: Stage) -> &'static str {

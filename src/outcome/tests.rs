@@ -83,7 +83,6 @@ fn every_reply_has_one_verdict() {
         (Mail, "553 5.1.3 bad address", NULL, "failed message"),
         (Rcpt, "550 5.1.1 no such user", PLAIN, "failed recipient"),
         (Rcpt, "550 no such user", PLAIN, "failed recipient"),
-        (Rcpt, "551 user not local", PLAIN, "failed recipient"),
         (Rcpt, "554 5.7.1 relay access denied", PLAIN, "failed recipient"),
         (Rcpt, "550 5.1.1 no such user", NULL, "failed recipient"),
         (Rcpt, "552 5.2.2 mailbox full", PLAIN, "failed recipient"),
@@ -241,7 +240,6 @@ fn every_reply_has_one_verdict() {
         (EndOfData, "550 5.2.0 SENDASDENIED", OWN, "held sender"),
         (Auth, "550 5.7.60 no", PLAIN, "held provider"),
         (Mail, "552 5.2.2 over quota", NULL, "deferred message"),
-        (EndOfData, "552 5.2.2 mailbox full", PLAIN, "failed message"),
         (EndOfData, "554 5.2.0 SubmissionQuotaExceededException", NULL, "deferred message"),
         (Rcpt, "451 4.5.3 Too many recipients", PLAIN, "deferred recipient"),
         (Mail, "451 4.7.500 Server busy", PLAIN, "deferred message"),
@@ -262,7 +260,6 @@ fn every_reply_has_one_verdict() {
         (Mail, "500", PLAIN, "failed message"),
         (Mail, "501 bad address", NULL, "failed message"),
         (Mail, "503 nested MAIL", PLAIN, "failed message"),
-        (Mail, "555 parameters", PLAIN, "failed message"),
         (Rcpt, "501", PLAIN, "failed recipient"),
         (Rcpt, "551 user not local; please try <b@y.example>", PLAIN, "failed recipient"),
         (Rcpt, "599 never", NULL, "failed recipient"),
@@ -314,6 +311,10 @@ fn every_reply_has_one_verdict() {
         (EndOfData, "250 2.0.0 queued\nas 1", NULL, "delivered"),
     ];
     assert!(table.len() >= 170, "{}", table.len());
+    for (stage, line, case, _) in table {
+        let rows = table.iter().filter(|row| (row.0, row.1, row.2) == (*stage, *line, *case));
+        assert_eq!(rows.count(), 1, "{stage:?} {line:?} is there twice");
+    }
     let wrong: Vec<String> = table
         .iter()
         .map(|(stage, line, case, want)| {
@@ -331,14 +332,6 @@ fn a_cause_keeps_words_status_and_stage() {
     let cause = outcome.cause().unwrap();
     assert_eq!(cause.to_string(), "550 5.1.1 no such user (rcpt)");
     assert_eq!(cause.status, Some(EnhancedStatus(5, 1, 1)));
-}
-
-#[test]
-fn phrases_are_found_across_lines() {
-    let text = Cow::Borrowed(&b"Daily user sending\nlimit exceeded. See"[..]);
-    let code = ReplyCode::parse(550).unwrap();
-    let reply = Reply { code, enhanced: None, text };
-    assert_eq!(short(&verdict(Stage::EndOfData, &reply, PLAIN)), "held sender 1h");
 }
 
 #[test]
