@@ -204,7 +204,7 @@ fn part(kind: &str, octets: Vec<u8>, encoding: ContentTransferEncoding) -> Singl
         .body(Body::dangerous_pre_encoded(octets, encoding))
 }
 
-/// What comes back of the message, and how that is encoded. What needed SMTPUTF8 has types of its own (RFC 6533 4, 5);
+/// What comes back of the message, and how that is encoded. What needed SMTPUTF8 has types of its own (RFC 6533 4);
 /// the part for programs needs none, for it names such addresses in ASCII.
 fn returned_part(report: &Report<'_>) -> (SinglePart, ContentTransferEncoding) {
     use ContentTransferEncoding::{EightBit, QuotedPrintable, SevenBit};

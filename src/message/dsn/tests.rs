@@ -201,7 +201,7 @@ fn encodings(composed: &[u8]) -> Vec<String> {
     values.map(str::to_owned).collect()
 }
 
-/// RFC 6533 4, 5: as message/rfc822 it would be taken for one of ASCII.
+/// RFC 6533 4: as message/rfc822 it would be taken for one of ASCII.
 #[test]
 fn what_came_with_smtputf8_comes_back_as_such() {
     let no = cause(Stage::Rcpt, "550 5.1.1 no such user");
