@@ -134,6 +134,8 @@ impl Spool for Memory {
 #[derive(Default)]
 struct WrongPassword {
     mended: AtomicBool,
+    /// How long a try takes, but for a moment.
+    takes: Mutex<Duration>,
     tried: Mutex<Vec<SpoolId>>,
     /// What was taken: kind, id, and the content.
     taken: Mutex<Vec<(Kind, SpoolId, String)>>,
@@ -151,7 +153,8 @@ impl Provider for WrongPassword {
     ) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             self.tried.lock().unwrap().push(submission.envelope.id);
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            let takes = *self.takes.lock().unwrap();
+            tokio::time::sleep(takes + Duration::from_millis(50)).await;
             let mended = self.mended.load(SeqCst);
             if mended {
                 outcomes.content_leaves().await;
@@ -393,6 +396,28 @@ async fn where_one_mail_waited_one_notice_comes_too() {
     engine.run(&provider, play).await;
     assert_eq!(provider.subjects(), [FLOWS]);
     assert_eq!(engine.metrics.provider_open.get(), 1);
+}
+
+/// The next was written meanwhile, and could take the place of none.
+#[tokio::test(start_paused = true)]
+async fn a_notice_on_its_way_is_followed_by_the_next_only_when_that_has_ended() {
+    let (engine, provider) = (Engine::new(), Arc::new(WrongPassword::default()));
+    let play = async |hands: Hands| {
+        let (mail, notice) = an_hour(&hands).await;
+        *provider.takes.lock().unwrap() = 2 * DAY;
+        hands.ask(operator::Verb::Delete, mail).await;
+        tokio::time::sleep(DAY + HOUR).await;
+        assert_eq!((provider.tries(notice), hands.notice()), (1, notice), "the daily one is due");
+        *provider.takes.lock().unwrap() = Duration::ZERO;
+        tokio::time::sleep(DAY).await;
+        assert_ne!(hands.notice(), notice, "it could not be sent, and is replaced");
+        assert_eq!(engine.gauge("queued"), 1);
+        hands.accept().await;
+        provider.mend();
+        hands.wait_empty().await;
+    };
+    engine.run(&provider, play).await;
+    assert_eq!(provider.subjects(), [FLOWS]);
 }
 
 #[tokio::test(start_paused = true)]
