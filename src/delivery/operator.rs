@@ -312,8 +312,10 @@ impl<S: Spool> Work<S> {
         let mut unreported = Vec::new();
         let op = match self.verb {
             Verb::Delete => {
-                // What cannot be read cannot be told of either.
-                if let Ok(stored) = self.spool.open(id).await {
+                // What has failed is told already; what cannot be read cannot be told of either.
+                if head.state != QueueState::Failed
+                    && let Ok(stored) = self.spool.open(id).await
+                {
                     unreported = untold_failures(&stored.envelope.rcpts, &stored.progress);
                 }
                 Op::Delete { id }
