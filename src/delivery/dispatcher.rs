@@ -400,7 +400,9 @@ impl<S: Spool> Dispatcher<S> {
             self.put(id, place.agreeing_with(state, clock::now()));
             answers.push((id, answer));
         }
-        // Who asked may have gone.
+        // Before he who asked looks.
+        self.count();
+        // He may have gone.
         reply.send(answers).unwrap_or_default();
     }
 
