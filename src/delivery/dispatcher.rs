@@ -226,6 +226,11 @@ impl<S: Spool> Dispatcher<S> {
                 return None;
             }
             let again = self.retrying.len() < most_retries(allowance);
+            let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+            if !is_due(self.schedule.next_at(true)) {
+                let change = self.shared.gate().idle(now);
+                self.shared.tell(change, None);
+            }
             let alone = || self.probes_by_notice().then_some(now);
             let next_at = self.schedule.next_at(again).or_else(alone)?;
             if next_at > now {
@@ -627,6 +632,8 @@ enum Stop {
     Trouble,
     /// It may be the provider, or this message after all.
     Suspicion,
+    /// The account was refused over a null reverse path.
+    NullPath,
     /// The provider serves others and had no connection to spare for this one.
     Busy,
     /// The spool cannot take a mark, so nothing may leave.
@@ -791,21 +798,23 @@ impl<'a, S: Spool> Round<'a, S> {
         let (now, random) = (clock::now(), fastrand::f64());
         let causes = || outcomes.iter().filter_map(|(_, outcome)| outcome.cause());
         let wide = causes().find(|cause| cause.scope >= Scope::Sender);
-        // What came before any message was named, or names a time, is no message's doing.
-        let certain = wide.filter(|cause| cause.stage < Stage::Mail || cause.retry_after.is_some());
+        let certain = wide.filter(|cause| cause.is_certain());
         let suspect = wide.or_else(|| causes().find(|cause| cause.lost));
+        let passed = outcomes.iter().any(|(_, outcome)| outcome.cause().is_none());
+        let null_path = !passed && causes().any(|cause| cause.null_path);
         let local =
             causes().count() == outcomes.len() && causes().all(|cause| cause.stage == Stage::Local);
         // Refused a connection for now while others are served: the provider has no more to spare.
         let is_refusal = |outcome: &Outcome| match outcome {
             Outcome::Deferred(cause) => cause.stage < Stage::Mail && cause.retry_after.is_none(),
-            Outcome::Delivered(_) | Outcome::Failed(_) | Outcome::Held(_) => false,
+            Outcome::Held(cause) => cause.busy,
+            Outcome::Delivered(_) | Outcome::Failed(_) => false,
         };
         let refused = outcomes.iter().any(|(_, outcome)| is_refusal(outcome));
         let most = self.shared.settings.concurrency;
         let mut gate = self.shared.gate();
         let (change, cause) = match (certain, suspect) {
-            (Some(_), _) if refused && gate.busy(self.pass, most, self.began, now) => {
+            (_, Some(_)) if refused && gate.busy(self.pass, most, self.began, now) => {
                 self.stopped = Some(Stop::Busy);
                 (Change::Unchanged, None)
             }
@@ -820,6 +829,14 @@ impl<'a, S: Spool> Round<'a, S> {
                     self.stopped = Some(Stop::Suspicion);
                 }
                 (change, Some(cause))
+            }
+            // What is said over a null reverse path speaks neither against the account nor for it.
+            (None, None) if null_path => {
+                if outcomes.iter().any(|(_, outcome)| matches!(outcome, Outcome::Deferred(_))) {
+                    self.stopped = Some(Stop::NullPath);
+                }
+                gate.unclear(self.pass, now);
+                (Change::Unchanged, None)
             }
             (None, None) if local => {
                 gate.unclear(self.pass, now);
@@ -997,7 +1014,7 @@ impl<'a, S: Spool> Round<'a, S> {
             (Some(Stop::Suspicion), Some(until)) => until.max(now + retry.first),
             // Its own deferral; or the account was refused over this message alone, while others pass: then it comes
             // back ever more rarely, and is never given up for it.
-            (None, _) | (Some(Stop::Suspicion), None) => {
+            (None | Some(Stop::NullPath), _) | (Some(Stop::Suspicion), None) => {
                 let progress = &mut self.message.progress;
                 progress.attempts = progress.attempts.saturating_add(1);
                 let delay = retry::delay(retry, progress.attempts, fastrand::f64());

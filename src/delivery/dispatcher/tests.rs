@@ -38,7 +38,7 @@ enum Play {
     /// No connection, ever.
     Connect,
     /// One letter for each recipient of the message: `d`elivered, `l`ater, `?` for an answer that was lost, `h`eld for
-    /// this message alone, the provider in `t`rouble.
+    /// this message alone, the provider in `t`rouble or `b`usy.
     Each(&'static str),
     /// Refused for good before any content left.
     Never,
@@ -64,6 +64,12 @@ impl Play {
             'n' => Outcome::Failed(Cause::new(Scope::Recipient, Stage::Rcpt, "550 no")),
             'h' => Outcome::Held(Cause::new(Scope::Message, Stage::EndOfData, "550 5.7.60")),
             't' => Outcome::Deferred(Cause::new(Scope::Provider, Stage::Connect, "refused")),
+            'b' => {
+                let cause =
+                    Cause::new(Scope::Sender, Stage::Mail, "432 4.3.2 too many connections");
+                let pause = Some(Duration::from_secs(60));
+                Outcome::Held(Cause { busy: true, retry_after: pause, ..cause })
+            }
             '?' => {
                 let cause = Cause::new(Scope::Message, Stage::EndOfData, "lost");
                 Outcome::Deferred(Cause { lost: true, maybe_sent: true, ..cause })
@@ -1030,6 +1036,26 @@ async fn a_message_that_cannot_be_read_is_held_for_the_operator_who_may_delete_i
     .await;
     assert_eq!(delete, [(ID, Answer::Done)]);
     assert_eq!((stand.state(), held()), (None, 0));
+}
+
+/// It made all mail wait for an hour.
+#[tokio::test]
+async fn a_mailbox_with_too_many_connections_gets_fewer_while_others_are_answered() {
+    let mut stand = Stand::new().await;
+    stand.concurrency = 1;
+    let other = SpoolId::from_u128(2);
+    let put = Envelope { id: other, ..envelope() };
+    stand.apply(Op::Put { envelope: put, body: Staged::Memory(b"hi".to_vec()) }).await;
+    let open = |stand: &Stand| stand.metrics.provider_open.get();
+    let busy = |stand: &Stand, calls: &[Call]| {
+        assert!(calls.is_empty() || open(stand) == 1, "nobody else waits");
+        stand.state().is_none()
+    };
+    let calls = stand.run(&[Play::Take, Play::Each("bb")], busy).await;
+    let ids: Vec<SpoolId> = calls.iter().map(|call| call.id).collect();
+    assert_eq!((ids.len(), ids[1]), (3, ids[2]), "{calls:?}");
+    assert_eq!(calls[2].attempts, 0, "it counts nothing");
+    assert!(calls[2].at - calls[1].at < Duration::from_secs(5));
 }
 
 fn postmaster() -> Option<Mailbox> {

@@ -72,7 +72,11 @@ impl SmtpProvider {
             smtputf8: message.smtputf8,
             case: Case {
                 null_reverse_path: *reverse_path == ReversePath::Null,
-                from_is_lane: self.config.is_own(message.author.as_ref()),
+                from_is_lane: self.config.is_own(message.author.as_ref())
+                    && match reverse_path {
+                        ReversePath::Null => true,
+                        ReversePath::Mailbox(mailbox) => self.config.is_own(Some(mailbox)),
+                    },
             },
         };
         let mut idle = self.pool.take();

@@ -1,5 +1,7 @@
 //! What takes days, in moments: time is paused and jumps to the next thing that is waited for.
 
+mod account;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
