@@ -221,7 +221,7 @@ const KEYS: &[Key] = &[
         "Password to log in with."),
     both("provider.ca_file", Type::Path, Nothing, Now,
         "Extra root certificates beside the system's, PEM."),
-    both("provider.max_recipients", Type::Integer(1, 100_000), Is("100"), Now,
+    both("provider.max_recipients", Type::Integer(1, 10_000), Is("100"), Now,
         "Recipients in one transaction (microsoft365: 500)."),
     both("provider.connect_timeout", TIME, Is("\"30s\""), Now,
         "Longest wait for a connection."),

@@ -153,6 +153,21 @@ fn concurrency_goes_by_the_server_unless_written() {
 }
 
 #[test]
+fn a_name_that_is_no_lane_is_a_warning() {
+    let keys = |login: &str| -> Vec<String> {
+        let provider = UPSTREAM.replace("auth = \"none\"\n", login);
+        let lanes = "[throttle.mailbox.\"app\"]\n[throttle.mailbox.\"Reports@example.com\"]\n";
+        let loaded = parse_in(&format!("{provider}{lanes}"), "x", &surroundings()).unwrap();
+        let keys = loaded.warnings.into_iter().map(|warning| warning.key);
+        keys.filter(|key| key.contains("throttle")).collect()
+    };
+    let sender = "sender = \"reports@example.com\"\n";
+    let login = "username = \"app\"\npassword = \"secret\"\n";
+    assert_eq!(keys(&format!("{sender}auth = \"none\"\n")), ["[throttle.mailbox.\"app\"]"]);
+    assert_eq!(keys(&format!("{sender}{login}")), ["[throttle.mailbox.\"Reports@example.com\"]"]);
+}
+
+#[test]
 fn system_name_that_is_no_domain_gives_localhost() {
     for hostname in ["", "-x", "my box", "(none)", "a\u{fffd}"] {
         let surroundings = Surroundings { hostname: hostname.to_owned(), ..surroundings() };

@@ -42,6 +42,7 @@ pub(super) fn check(file: &Tables, findings: &mut Findings) {
                 .to_owned(),
         );
     }
+    check_lanes(file, findings);
     check_retry(&file.retry, findings);
     check_admin(&file.admin, &file.admin_socket(), findings);
     if file.bounce.find("postmaster").is_none() {
@@ -353,6 +354,31 @@ fn check_credentials(provider: &Section, findings: &mut Findings) {
                 &provider.named(&other.name),
                 format!("is a second way to log in beside `{}`; keep one of them", first.name),
             );
+        }
+    }
+}
+
+/// What is written for a lane that no mail goes by. An upstream has one.
+fn check_lanes(file: &Tables, findings: &mut Findings) {
+    let provider = &file.provider;
+    let is_smtp = |kind: &Value| matches!(kind, Value::Text(kind) if kind == "smtp");
+    if !provider.value("kind").is_some_and(|kind| is_smtp(&kind)) {
+        return;
+    }
+    let username = match provider.value("username") {
+        Some(Value::Text(username)) => Some(username),
+        _ => None,
+    };
+    let sender = || match provider.value("sender") {
+        Some(Value::Mailbox(sender)) => Some(sender.as_str().to_owned()),
+        _ => None,
+    };
+    let Some(lane) = username.or_else(sender) else { return };
+    for (name, section) in &file.throttle_mailbox {
+        if !name.eq_ignore_ascii_case(&lane) {
+            let text =
+                format!("is no lane, so it has no effect; the one of this provider is \"{lane}\"");
+            findings.warning(section.at.unwrap_or_default(), &section.header, text);
         }
     }
 }
