@@ -113,8 +113,10 @@ impl fmt::Display for Cause {
 pub struct Case {
     /// A report: refused, it says nothing about a lane.
     pub null_reverse_path: bool,
-    /// The author of the message, as it leaves, is the lane's own mailbox, and so is its reverse path.
+    /// The author of the message, as it leaves, is the lane's own mailbox.
     pub from_is_lane: bool,
+    /// So is what MAIL names.
+    pub reverse_path_is_lane: bool,
 }
 
 /// How long a lane rests after its quota was used up and the remote named no time.
@@ -163,18 +165,24 @@ pub fn verdict(stage: Stage, reply: &Reply, case: Case) -> Outcome {
         if case.null_reverse_path && !before_mail {
             let cause = Cause { null_path: true, ..cause(Scope::Message) };
             return match fault {
-                AccountFault::SendAs if permanent => Outcome::Failed(cause),
-                AccountFault::Access | AccountFault::Quota | AccountFault::SendAs => {
-                    Outcome::Deferred(cause)
+                AccountFault::SendAs | AccountFault::ReversePath if permanent => {
+                    Outcome::Failed(cause)
                 }
+                AccountFault::Access
+                | AccountFault::Quota
+                | AccountFault::SendAs
+                | AccountFault::ReversePath => Outcome::Deferred(cause),
             };
         }
         return Outcome::Held(match fault {
             AccountFault::Access => cause(Scope::Provider),
             AccountFault::Quota => Cause { retry_after: Some(LANE_PAUSE), ..cause(Scope::Sender) },
-            AccountFault::SendAs if before_mail => cause(Scope::Provider),
+            AccountFault::SendAs | AccountFault::ReversePath if before_mail => {
+                cause(Scope::Provider)
+            }
             AccountFault::SendAs if case.from_is_lane => cause(Scope::Sender),
-            AccountFault::SendAs => cause(Scope::Message),
+            AccountFault::ReversePath if case.reverse_path_is_lane => cause(Scope::Sender),
+            AccountFault::SendAs | AccountFault::ReversePath => cause(Scope::Message),
         });
     }
     match permanent {
@@ -245,6 +253,8 @@ enum AccountFault {
     Quota,
     /// It may not send as this author.
     SendAs,
+    /// It may not name this reverse path.
+    ReversePath,
 }
 
 /// How long to send less, where that is what the reply asks for (Exchange Online, Amazon SES).
@@ -272,7 +282,8 @@ fn account_fault(stage: Stage, reply: &Reply) -> Option<AccountFault> {
         // At RCPT it is the recipient's mailbox that is full.
         (_, Some((5, 2, 2))) if stage == Stage::Mail => Some(AccountFault::Quota),
         _ if says(QUOTA_WORDS) => Some(AccountFault::Quota),
-        _ if says(SEND_AS_WORDS) => Some(AccountFault::SendAs),
+        _ if says(&["sendasdenied"]) => Some(AccountFault::SendAs),
+        _ if says(REVERSE_PATH_WORDS) => Some(AccountFault::ReversePath),
         (530 | 535, _) => Some(AccountFault::Access),
         (_, Some((5, 7, 30 | 57 | 64 | 501..=503 | 705 | 708 | 750))) => Some(AccountFault::Access),
         // Others mean by it that the sender's domain does not exist (RFC 3463 3.2).
@@ -297,13 +308,9 @@ const QUOTA_WORDS: &[&str] = &[
     "submissionquotaexceeded",
 ];
 
-/// What is said of a sender that is not the account's.
-const SEND_AS_WORDS: &[&str] = &[
-    "sendasdenied",
-    "not owned by user",
-    "not owned by auth user",
-    "sender address rejected: not logged in",
-];
+/// What is said of a reverse path that is not the account's.
+const REVERSE_PATH_WORDS: &[&str] =
+    &["not owned by user", "not owned by auth user", "sender address rejected: not logged in"];
 
 /// What is said of an account, or a client, that may not send.
 const ACCESS_WORDS: &[&str] = &["invalid credentials for relay", "client host rejected"];

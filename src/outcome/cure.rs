@@ -27,7 +27,7 @@ impl Cause {
             (b"530", _) | (_, Some((5, 7, 57))) => Some(
                 "the server wants a login: are provider.auth, provider.username and its password set?",
             ),
-            (_, Some((5, 1, 8) | (5, 7, 705 | 708 | 750))) => {
+            (_, Some((5, 1, 8) | (5, 7, 501..=503 | 705 | 708 | 750))) => {
                 Some("an administrator of the account has to unblock it at the provider")
             }
             (_, Some((5, 7, 60) | (5, 2, 252))) => Some(

@@ -35,11 +35,14 @@ fn short(outcome: &Outcome) -> String {
 }
 
 /// An ordinary message of another author.
-const PLAIN: Case = Case { null_reverse_path: false, from_is_lane: false };
+const PLAIN: Case =
+    Case { null_reverse_path: false, from_is_lane: false, reverse_path_is_lane: false };
 /// A message of the lane's own mailbox.
-const OWN: Case = Case { null_reverse_path: false, from_is_lane: true };
+const OWN: Case = Case { from_is_lane: true, reverse_path_is_lane: true, ..PLAIN };
+/// The same, with the reverse path of another.
+const AUTHOR: Case = Case { from_is_lane: true, ..PLAIN };
 /// A report.
-const NULL: Case = Case { null_reverse_path: true, from_is_lane: false };
+const NULL: Case = Case { null_reverse_path: true, ..PLAIN };
 
 #[test]
 fn every_reply_has_one_verdict() {
@@ -288,6 +291,13 @@ fn every_reply_has_one_verdict() {
         ),
         (Mail, "553 5.7.1 Sender address rejected: not owned by auth user.", OWN, "held sender"),
         (Rcpt, "553 5.7.1 <a@b>: Sender address rejected: not logged in", PLAIN, "held message"),
+        (
+            Mail,
+            "553 5.7.1 Sender address rejected: not owned by auth user.",
+            AUTHOR,
+            "held message",
+        ),
+        (EndOfData, "550 5.7.60 not allowed to send as this sender", AUTHOR, "held sender"),
         // Over a null reverse path MAIL itself may be what is refused.
         (
             Mail,

@@ -4,6 +4,7 @@
 //! connection means; here is the pool, and what the dispatcher sees.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ pub struct SmtpProvider {
     pool: Arc<Pool>,
     /// How many recipients the server took last when it would take no more in a transaction, and when that was.
     full_at: Mutex<Option<(usize, Instant)>>,
+    /// The address that served last: while one of several is down, not every connection waits for it.
+    last: Mutex<Option<SocketAddr>>,
 }
 
 /// How long such a number is gone by.
@@ -50,15 +53,24 @@ impl SmtpProvider {
             Security::StartTls | Security::Tls => Some(tls()?),
         };
         let pool = Arc::new(Pool::new(pool::Limits::DEFAULT));
-        Ok(Self { config: config.clone(), tls, hostname, pool, full_at: Mutex::default() })
+        let (full_at, last) = Default::default();
+        Ok(Self { config: config.clone(), tls, hostname, pool, full_at, last })
     }
 
     fn full_at(&self) -> MutexGuard<'_, Option<(usize, Instant)>> {
         self.full_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn last(&self) -> MutexGuard<'_, Option<SocketAddr>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn open(&self) -> Result<Connection, Outcome> {
-        Connection::open(&self.config, self.tls.as_ref(), &self.hostname).await
+        let last = *self.last();
+        let opened = Connection::open(&self.config, self.tls.as_ref(), &self.hostname, last).await;
+        let (connection, address) = opened?;
+        *self.last() = Some(address);
+        Ok(connection)
     }
 
     async fn send(&self, submission: &Submission, outcomes: &Outcomes) {
@@ -72,11 +84,11 @@ impl SmtpProvider {
             smtputf8: message.smtputf8,
             case: Case {
                 null_reverse_path: *reverse_path == ReversePath::Null,
-                from_is_lane: self.config.is_own(message.author.as_ref())
-                    && match reverse_path {
-                        ReversePath::Null => true,
-                        ReversePath::Mailbox(mailbox) => self.config.is_own(Some(mailbox)),
-                    },
+                from_is_lane: self.config.is_own(message.author.as_ref()),
+                reverse_path_is_lane: match reverse_path {
+                    ReversePath::Null => false,
+                    ReversePath::Mailbox(mailbox) => self.config.is_own(Some(mailbox)),
+                },
             },
         };
         let mut idle = self.pool.take();

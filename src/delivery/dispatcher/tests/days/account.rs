@@ -37,6 +37,7 @@ impl Account {
         let case = crate::outcome::Case {
             null_reverse_path: submission.reverse_path == ReversePath::Null,
             from_is_lane: false,
+            reverse_path_is_lane: false,
         };
         crate::outcome::verdict(self.stage, &Reply::new(code, status, text), case)
     }
