@@ -297,8 +297,8 @@ fn facts(config: &Config, bound: &[listener::Bound], admin: SocketAddr) -> admin
         config::Provider::None { .. } => ("none", None, String::new()),
         config::Provider::Smtp(section) => {
             let server = format!("{}:{}", section.server, section.port);
-            let sender = section.sender.as_ref().map(|sender| sender.as_str().to_owned());
-            ("smtp", Some(server.clone()), sender.unwrap_or(server))
+            let lane = section.lane().map(str::to_owned);
+            ("smtp", Some(server.clone()), lane.unwrap_or(server))
         }
         config::Provider::Microsoft365(section) => {
             let sender = section.sender.as_str().to_owned();
@@ -419,16 +419,14 @@ fn house(config: &Config) -> House {
     }
 }
 
-/// The one lane of an upstream is named by its sender.
 fn concurrency(config: &Config) -> usize {
     let throttle = &config.throttle;
     let lane = match &config.provider {
         config::Provider::Smtp(section) => {
-            let named = section
-                .sender
-                .as_ref()
-                .and_then(|sender| throttle.mailbox_concurrency.get(sender.as_str()));
-            named.copied().unwrap_or(throttle.concurrency)
+            let is_lane =
+                |name: &String| section.lane().is_some_and(|lane| lane.eq_ignore_ascii_case(name));
+            let named = throttle.mailbox_concurrency.iter().find(|(name, _)| is_lane(name));
+            named.map_or(throttle.concurrency, |(_, concurrency)| *concurrency)
         }
         config::Provider::Microsoft365(section) => {
             let named = throttle.mailbox_concurrency.get(section.sender.as_str());

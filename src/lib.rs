@@ -42,6 +42,18 @@
 //! - [`config`] reads the file into plain structs; [`admin`] answers HTTP; [`sandbox`] is a stand-in for the world.
 //! - [`app`] is the only place that builds the graph of parts; [`cli`] is the command line.
 //!
+//! # Where a change goes
+//!
+//! - A key of the configuration: the table in `config::keys` (README and the sample follow it), the struct in [`config`],
+//!   its reading in `config::load`, what goes together in `config::validate`; [`app`] hands the section to its part.
+//! - A verdict on a reply: [`outcome::verdict`], or `account_fault` beside it where the reply speaks of the account, and a
+//!   row in `outcome/tests.rs`.
+//! - A metric: [`metrics`], and where the fact becomes true. An event of the log: there, and README's list.
+//! - A word that `queue show` or `list` says: `admin::view` makes it, `cli::queue` prints it.
+//! - What changes after acceptance is `envelope::Progress`; `spool::wire` writes it.
+//!
+//! Tests hold README and code together; `UPDATE_EXPECT=1 cargo test` writes the generated parts and the golden files anew.
+//!
 //! # Who may use whom
 //!
 //! The edges between modules; a test reads this table and the `crate::` paths of the code, and fails on an edge that is

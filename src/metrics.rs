@@ -30,6 +30,7 @@ pub struct Metrics {
     pub deliveries: IntCounterVec,
     pub recipients: IntCounterVec,
     pub in_doubt: IntCounter,
+    pub in_doubt_messages: IntGauge,
     pub reports: IntCounterVec,
     pub queue: IntGaugeVec,
     pub in_flight: IntGauge,
@@ -220,6 +221,11 @@ impl Metrics {
                 IntCounter,
                 "in_doubt_total",
                 "Recipients whose content was given away, or may have been when the process was killed, and that got no answer: the remote may have taken it."
+            ),
+            in_doubt_messages: metric!(
+                IntGauge,
+                "in_doubt_messages",
+                "Messages, queued or held, that may have been taken already: see `mailsluice queue list --state in-doubt`."
             ),
             reports: metric!(
                 IntCounterVec,

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use crate::smtp::reply::{EnhancedStatus, Escaped, Reply, ReplyClass};
 
+mod cure;
+
 /// What became of one recipient in one attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -64,10 +66,13 @@ pub struct Cause {
     pub status: Option<EnhancedStatus>,
     /// What the remote asked us to wait.
     pub retry_after: Option<Duration>,
-    /// The connection ended with it, in the middle of a message: one message may be the reason, or the provider.
+    /// The connection ended with it in the middle of a message, or the remote's system is in trouble: one message may be
+    /// the reason, or the provider.
     pub lost: bool,
-    /// The account was refused over a null reverse path: with one of its own the message may pass.
+    /// The account, or MAIL, was refused over a null reverse path: with one of its own the message may pass.
     pub null_path: bool,
+    /// The remote wants less at once: fewer connections, or a slower pace.
+    pub busy: bool,
     /// The content was given away and no answer came: the remote may have taken it.
     pub maybe_sent: bool,
 }
@@ -83,8 +88,17 @@ impl Cause {
             retry_after: None,
             lost: false,
             null_path: false,
+            busy: false,
             maybe_sent: false,
         }
+    }
+
+    /// Whether it cannot be a message's doing: it came before any was named, or the remote itself named a time (SMTP has
+    /// no way to: there the time is ours), or it is what Graph has against all of them.
+    pub fn is_certain(&self) -> bool {
+        let is_of_transaction = (Stage::Mail..=Stage::EndOfData).contains(&self.stage);
+        let is_of_all = self.scope == Scope::Provider && self.stage.is_graph();
+        self.stage < Stage::Mail || is_of_all || (self.retry_after.is_some() && !is_of_transaction)
     }
 }
 
@@ -102,10 +116,16 @@ pub struct Case {
     pub null_reverse_path: bool,
     /// The author of the message, as it leaves, is the lane's own mailbox.
     pub from_is_lane: bool,
+    /// So is what MAIL names.
+    pub reverse_path_is_lane: bool,
 }
 
 /// How long a lane rests after its quota was used up and the remote named no time.
 pub const LANE_PAUSE: Duration = Duration::from_secs(60 * 60);
+
+/// The same after the remote wanted fewer connections, or a slower pace.
+const FEWER_PAUSE: Duration = Duration::from_secs(60);
+const SLOWER_PAUSE: Duration = Duration::from_secs(10);
 
 /// Whose fault an SMTP reply is: the one table (R40).
 ///
@@ -132,8 +152,7 @@ pub fn verdict(stage: Stage, reply: &Reply, case: Case) -> Outcome {
     let cause = |scope| Cause { status: reply.enhanced, ..Cause::new(scope, stage, reply) };
     let permanent = match reply.code.class() {
         ReplyClass::Done | ReplyClass::Continue => {
-            let taken = stage == Stage::EndOfData && is_done(reply);
-            return match taken {
+            return match stage == Stage::EndOfData && is_taken(reply) {
                 true => Outcome::Delivered(Receipt::new(reply)),
                 false => {
                     let scope = if before_mail { Scope::Provider } else { Scope::Message };
@@ -145,23 +164,33 @@ pub fn verdict(stage: Stage, reply: &Reply, case: Case) -> Outcome {
         ReplyClass::Transient => false,
         ReplyClass::Permanent => true,
     };
+    if let Some(pause) = wants_less(reply) {
+        let cause = Cause { retry_after: Some(pause), busy: true, ..cause(Scope::Sender) };
+        return Outcome::Held(cause);
+    }
     if let Some(fault) = account_fault(stage, reply) {
         // A report says nothing about a lane. It ends where its sender is refused; what the account is in for passes.
         if case.null_reverse_path && !before_mail {
             let cause = Cause { null_path: true, ..cause(Scope::Message) };
             return match fault {
-                AccountFault::SendAs if permanent => Outcome::Failed(cause),
-                AccountFault::Access | AccountFault::Quota | AccountFault::SendAs => {
-                    Outcome::Deferred(cause)
+                AccountFault::SendAs | AccountFault::ReversePath if permanent => {
+                    Outcome::Failed(cause)
                 }
+                AccountFault::Access
+                | AccountFault::Quota
+                | AccountFault::SendAs
+                | AccountFault::ReversePath => Outcome::Deferred(cause),
             };
         }
         return Outcome::Held(match fault {
             AccountFault::Access => cause(Scope::Provider),
             AccountFault::Quota => Cause { retry_after: Some(LANE_PAUSE), ..cause(Scope::Sender) },
-            AccountFault::SendAs if before_mail => cause(Scope::Provider),
+            AccountFault::SendAs | AccountFault::ReversePath if before_mail => {
+                cause(Scope::Provider)
+            }
             AccountFault::SendAs if case.from_is_lane => cause(Scope::Sender),
-            AccountFault::SendAs => cause(Scope::Message),
+            AccountFault::ReversePath if case.reverse_path_is_lane => cause(Scope::Sender),
+            AccountFault::SendAs | AccountFault::ReversePath => cause(Scope::Message),
         });
     }
     match permanent {
@@ -170,9 +199,18 @@ pub fn verdict(stage: Stage, reply: &Reply, case: Case) -> Outcome {
         true if stage == Stage::Rcpt && too_many_recipients(reply) => {
             Outcome::Deferred(cause(Scope::Recipient))
         }
-        true => Outcome::Failed(cause(narrow)),
+        true => {
+            let null_path = case.null_reverse_path && stage == Stage::Mail;
+            Outcome::Failed(Cause { null_path, ..cause(narrow) })
+        }
         // 421 is about the connection, whichever recipient it met.
         false if reply.code.get() == 421 && !before_mail => {
+            Outcome::Deferred(Cause { lost: true, ..cause(Scope::Message) })
+        }
+        // RFC 3463 3.4: "mail system status", and nothing of this message but its sender is known yet.
+        false
+            if stage == Stage::Mail && matches!(reply.enhanced, Some(EnhancedStatus(4, 3, _))) =>
+        {
             Outcome::Deferred(Cause { lost: true, ..cause(Scope::Message) })
         }
         false => Outcome::Deferred(cause(narrow)),
@@ -193,6 +231,13 @@ pub fn unreadable(error: &io::Error) -> Outcome {
 /// they mean that the two sides count replies differently.
 pub fn is_done(reply: &Reply) -> bool {
     (250..=259).contains(&reply.code.get())
+}
+
+/// Whether the reply to the final dot says that the message was taken: its first digit does (RFC 5321 4.2), unless it
+/// clearly answers something else.
+fn is_taken(reply: &Reply) -> bool {
+    reply.code.class() == ReplyClass::Done
+        && !matches!(reply.code.get(), 211 | 214 | 220 | 221 | 235)
 }
 
 /// Whether a refusal of RCPT speaks of the number of recipients rather than of this one: the transaction is full, and
@@ -216,22 +261,44 @@ enum AccountFault {
     Quota,
     /// It may not send as this author.
     SendAs,
+    /// It may not name this reverse path.
+    ReversePath,
 }
 
-/// The replies that speak of the account (facts of Exchange Online and Google), at whatever stage they come.
+/// How long to send less, where that is what the reply asks for (Exchange Online, Amazon SES).
+fn wants_less(reply: &Reply) -> Option<Duration> {
+    match (reply.code.get(), reply.enhanced) {
+        // What a recipient's mailbox has enough of is no business of ours.
+        (432, Some(EnhancedStatus(4, 3, 2))) if !says(reply, &["recipient thread"]) => {
+            Some(FEWER_PAUSE)
+        }
+        (454, _) if says(reply, &["maximum sending rate exceeded"]) => Some(SLOWER_PAUSE),
+        _ => None,
+    }
+}
+
+/// The replies that speak of the account (facts of Exchange Online, Google, Amazon SES, Postfix), at whatever stage they
+/// come.
 fn account_fault(stage: Stage, reply: &Reply) -> Option<AccountFault> {
     let status =
         reply.enhanced.map(|EnhancedStatus(class, subject, detail)| (class, subject, detail));
+    // Of a recipient others may speak through the remote, in words that they choose.
+    let says = |phrases| says(reply, phrases) && !says(reply, OTHERS_WORDS);
     match (reply.code.get(), status) {
         (_, Some((5, 7, 60) | (5, 2, 252))) => Some(AccountFault::SendAs),
-        (_, Some((5, 4, 5) | (5, 1, 90))) | (432, Some((4, 3, 2))) => Some(AccountFault::Quota),
+        (_, Some((5, 4, 5) | (5, 1, 90) | (5, 7, 232 | 233))) => Some(AccountFault::Quota),
         // At RCPT it is the recipient's mailbox that is full.
         (_, Some((5, 2, 2))) if stage == Stage::Mail => Some(AccountFault::Quota),
-        _ if says(reply, QUOTA_WORDS) => Some(AccountFault::Quota),
-        _ if says(reply, &["sendasdenied"]) => Some(AccountFault::SendAs),
-        (530 | 535, _) | (_, Some((5, 7, 57 | 30 | 705 | 708) | (5, 1, 8))) => {
+        _ if says(QUOTA_WORDS) => Some(AccountFault::Quota),
+        _ if says(&["sendasdenied"]) => Some(AccountFault::SendAs),
+        _ if says(REVERSE_PATH_WORDS) => Some(AccountFault::ReversePath),
+        (530 | 535, _) => Some(AccountFault::Access),
+        (_, Some((5, 7, 30 | 57 | 64 | 501..=503 | 705 | 708 | 750))) => Some(AccountFault::Access),
+        // Others mean by it that the sender's domain does not exist (RFC 3463 3.2).
+        (_, Some((5, 1, 8))) if says(&["outbound sender", "access denied"]) => {
             Some(AccountFault::Access)
         }
+        _ if says(ACCESS_WORDS) => Some(AccountFault::Access),
         _ => None,
     }
 }
@@ -244,9 +311,20 @@ const QUOTA_WORDS: &[&str] = &[
     "daily sending quota",
     "daily smtp relay limit",
     "daily smtp relay sending limit",
+    "daily message quota exceeded",
     "submission quota",
     "submissionquotaexceeded",
 ];
+
+/// What is said of a reverse path that is not the account's.
+const REVERSE_PATH_WORDS: &[&str] =
+    &["not owned by user", "not owned by auth user", "sender address rejected: not logged in"];
+
+/// What is said of an account, or a client, that may not send.
+const ACCESS_WORDS: &[&str] = &["invalid credentials for relay", "client host rejected"];
+
+/// What stands before the words of another server, or of a policy about the recipient.
+const OTHERS_WORDS: &[&str] = &["recipient address rejected", " said: "];
 
 /// Whether the text holds one of the phrases, whatever its case and wherever its lines were broken.
 fn says(reply: &Reply, phrases: &[&str]) -> bool {

@@ -49,7 +49,8 @@ pub fn start(config: &config::Log, metrics: Arc<Metrics>) -> io::Result<Guard> {
     let shares_lines = json && level >= Level::INFO;
     let own = Events { recent: Arc::clone(&recent), addresses: config.addresses };
     let events = shares_lines.then(|| Arc::clone(&recent));
-    let (lines, guard) = Guard::start()?;
+    let lost = metrics.log_lines_lost.clone();
+    let (lines, guard) = Guard::start(move |n| lost.inc_by(n))?;
     let pipe = Pipe { lines: Arc::clone(&lines), metrics, events, addresses: config.addresses };
     // A second start in one process (tests) keeps the first.
     LOG.get_or_init(|| (Written(Some(lines)), recent));

@@ -9,13 +9,18 @@ use crate::envelope::{Envelope, Head, Progress, QueueState, RcptStatus, UnixMill
 
 /// Where a message stands. `Queued` is any of `Due`, `Deferred` and `InFlight`; one that may have been taken is `InDoubt`
 /// whatever else it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+// No doc comments on the variants: the help of the commands would spread over the screen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     Queued,
     Due,
     Deferred,
+    #[serde(alias = "in-flight")]
+    #[value(alias = "in_flight")]
     InFlight,
+    #[serde(alias = "in-doubt")]
+    #[value(alias = "in_doubt")]
     InDoubt,
     Held,
     Failed,
@@ -46,22 +51,29 @@ impl State {
     }
 }
 
-/// All of what is said must hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Which messages; all of what is said must hold.
+// The commands' arguments too: what is said of each field is their help.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct Filter {
+    /// Only messages in this state; `queued` is any of due, deferred and in-flight
+    #[arg(long, value_enum)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
-    /// A pattern, as the next two.
+    /// Only those of this lane (the account that the remote counts); `*` stands for anything, here and below
+    #[arg(long, value_name = "PATTERN")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lane: Option<String>,
-    /// Of the reverse path; `<>` is the empty one.
+    /// Only those with this sender (reverse path); `<>` is the empty one
+    #[arg(long, value_name = "PATTERN")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sender: Option<String>,
-    /// Of any recipient that is not delivered to.
+    /// Only those with such a recipient that is not delivered to
+    #[arg(long, value_name = "PATTERN")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recipient: Option<String>,
-    /// Accepted so long ago or longer: `90s`, `5m`, `2h`, `3d`.
+    /// Only those accepted so long ago: 90s, 5m, 2h, 3d
+    #[arg(long, value_name = "AGE", value_parser = Age::parse)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub older_than: Option<Age>,
 }
@@ -109,7 +121,12 @@ impl Filter {
 pub struct Age(pub Duration);
 
 impl Age {
-    pub fn parse(text: &str) -> Option<Self> {
+    /// The error says how it is written.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        Self::from_words(text).ok_or("a length of time is written like 90s, 5m, 2h or 3d")
+    }
+
+    fn from_words(text: &str) -> Option<Self> {
         let split = text.find(|c: char| !c.is_ascii_digit())?;
         let (number, unit) = text.split_at(split);
         let seconds = match unit {
@@ -132,9 +149,7 @@ impl Serialize for Age {
 
 impl<'de> Deserialize<'de> for Age {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let wrong = || serde::de::Error::custom("older_than is written like 90s, 5m, 2h or 3d");
-        Self::parse(&text).ok_or_else(wrong)
+        Self::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
 
@@ -205,7 +220,22 @@ mod tests {
             .chain([("3d", Some(259_200)), ("", None), ("5", None), ("h", None), ("1w", None)])
             .chain([("-1h", None), ("999999999999999999d", None), ("1hé", None)])
         {
-            assert_eq!(Age::parse(text).map(|age| age.0.as_secs()), seconds, "{text}");
+            assert_eq!(Age::parse(text).map(|age| age.0.as_secs()).ok(), seconds, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_state_is_written_either_way() {
+        use clap::ValueEnum as _;
+        for (text, state) in [
+            ("in_flight", State::InFlight),
+            ("in-flight", State::InFlight),
+            ("in_doubt", State::InDoubt),
+            ("in-doubt", State::InDoubt),
+            ("held", State::Held),
+        ] {
+            assert_eq!(State::from_str(text, false), Ok(state));
+            assert_eq!(serde_json::from_value::<State>(text.into()).unwrap(), state);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The HTTP side: `/livez`, `/readyz`, `/metrics`, read-only, on loopback; the same and the queue on a Unix socket, which
 //! only the user of the daemon can open.
 
+use std::future::ready;
 use std::sync::Arc;
 
 use axum::Router;
@@ -90,6 +91,13 @@ async fn serve_on<L: socket::Source>(
 ) where
     L::Address: std::fmt::Debug,
 {
+    let refused = |status, words: &'static str| ready(queue::Refused(status, words.to_owned()));
+    let router = router
+        .fallback(move || refused(StatusCode::NOT_FOUND, "nothing is at this path"))
+        // It is for the routes that are there by now.
+        .method_not_allowed_fallback(move || {
+            refused(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
+        });
     let served = axum::serve(listener, router).with_graceful_shutdown(end.cancelled_owned()).await;
     if let Err(error) = served {
         error!(%error, "the admin listener ended: {error}");
@@ -121,7 +129,7 @@ async fn readyz<S: Spool>(State(shared): State<Arc<Shared<S>>>) -> Response {
     }
     match &*shared.trouble.borrow() {
         None => "ready\n".into_response(),
-        Some(cause) => format!("ready; deliveries wait: {cause}\n").into_response(),
+        Some(cause) => format!("ready; deliveries wait: {}\n", cause.with_cure()).into_response(),
     }
 }
 
@@ -130,30 +138,26 @@ async fn metrics<S: Spool>(State(shared): State<Arc<Shared<S>>>) -> Response {
     let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     shared.metrics.spool_free.set(gauge(health.free));
     shared.metrics.spool_used.set(gauge(health.used));
-    let failed = i64::try_from(health.failed).unwrap_or(i64::MAX);
-    shared.metrics.queue.with_label_values(&["failed"]).set(failed);
-    let (oldest, octets) = walk(shared.spool.as_ref()).await;
-    shared.metrics.queue_oldest.set(gauge(oldest));
-    shared.metrics.queue_bytes.set(gauge(octets));
+    let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    shared.metrics.queue.with_label_values(&["failed"]).set(count(health.failed));
+    shared.metrics.in_doubt_messages.set(count(health.in_doubt));
+    shared.metrics.queue_oldest.set(gauge(oldest(shared.spool.as_ref()).await));
+    shared.metrics.queue_bytes.set(gauge(health.contents));
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], shared.metrics.render()).into_response()
 }
 
-/// The age of the oldest queued message, in seconds, and the octets of all. Ids sort by the time of acceptance.
-async fn walk<S: Spool>(spool: &S) -> (u64, u64) {
-    let (mut after, mut oldest, mut octets) = (None, None, 0_u64);
+/// The age of the oldest queued message, in seconds. Ids sort by the time of acceptance.
+async fn oldest<S: Spool>(spool: &S) -> u64 {
+    let mut after = None;
     loop {
         let heads = spool.heads(after, 1_000);
-        let Some(last) = heads.last() else { break };
+        let Some(last) = heads.last() else { return 0 };
         after = Some(last.id);
-        for head in heads {
-            octets = octets.saturating_add(head.size);
-            if oldest.is_none() && head.state == QueueState::Queued {
-                oldest = Some(clock::wall().since(head.id.accepted()).as_secs());
-            }
+        if let Some(head) = heads.iter().find(|head| head.state == QueueState::Queued) {
+            return clock::wall().since(head.id.accepted()).as_secs();
         }
         // Mail has its turn in between.
         tokio::task::yield_now().await;
     }
-    (oldest.unwrap_or(0), octets)
 }

@@ -16,7 +16,7 @@ use crate::admin::filter::{Filter, State};
 use crate::admin::view::{self, Changed, Item, Story, Surroundings};
 use crate::admin::{Shared, stream};
 use crate::clock;
-use crate::delivery::operator::{Look, Stopping, Verb};
+use crate::delivery::operator::{self, Answer, Doubts, Look, Stopping, Verb};
 use crate::envelope::{BodyReader, Head, SpoolId};
 use crate::spool::{Spool, SpoolError, Stored};
 
@@ -58,7 +58,11 @@ impl From<SpoolError> for Refused {
             | SpoolError::Damaged(..)
             | SpoolError::Io(..) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self(status, error.to_string())
+        let words = match error {
+            SpoolError::Damaged(..) => operator::damaged(&error),
+            error => error.to_string(),
+        };
+        Self(status, words)
     }
 }
 
@@ -99,22 +103,32 @@ impl Span {
         let mut span = Self::default();
         let mut rest = serde_json::Map::new();
         for (name, value) in pairs {
-            match name.as_str() {
-                "after" => span.after = Some(value),
-                "limit" => {
-                    let limit = value.parse().map_err(|_not_one| bad("limit is a number"))?;
-                    span.limit = Some(limit);
-                }
-                _ => {
-                    rest.insert(name, value.into());
-                }
+            if rest.contains_key(&name) {
+                return Err(bad(format!("{name:?} is in the query more than once")));
             }
+            rest.insert(name, value.into());
+        }
+        let mut take = |name| match rest.remove(name) {
+            Some(serde_json::Value::String(value)) => Some(value),
+            _ => None,
+        };
+        span.after = take("after");
+        if let Some(limit) = take("limit") {
+            span.limit = Some(limit.parse().map_err(|_not_one| bad("limit is a number"))?);
         }
         let filter: Filter =
             serde_json::from_value(rest.into()).map_err(|error| bad(error.to_string()))?;
         match filter.has_empty_pattern() {
             true => Err(empty_pattern()),
             false => Ok((span, filter)),
+        }
+    }
+
+    /// At most so many messages, `usual` where nothing is said.
+    fn limit(&self, usual: usize) -> Result<usize, Refused> {
+        match self.limit {
+            Some(0) => Err(bad("limit is 1 or more")),
+            limit => Ok(limit.unwrap_or(usual).min(MOST)),
         }
     }
 
@@ -126,8 +140,16 @@ impl Span {
 #[derive(Debug, Serialize)]
 pub(super) struct Page {
     messages: Vec<Item>,
+    /// Messages that cannot be read, so that nobody knows whether the filter means them.
+    #[serde(skip_serializing_if = "is_zero")]
+    unreadable: usize,
     /// Where to go on; none when all was seen.
     next: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// `GET /api/v1/queue`.
@@ -136,8 +158,8 @@ pub(super) async fn list<S: Spool>(
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Json<Page>, Refused> {
     let (span, filter) = Span::parse(query?.0)?;
+    let limit = span.limit(PAGE)?;
     let look = shared.operator.look().await?;
-    let limit = span.limit.unwrap_or(PAGE).clamp(1, MOST);
     let around = Surroundings { look: &look, lane: &shared.facts.lane, now: clock::wall() };
     let mut messages = Vec::new();
     let mut search = Search::new(&shared, &filter, &look, span.after()?);
@@ -153,7 +175,7 @@ pub(super) async fn list<S: Spool>(
             messages.push(Item::new(&head, read.as_ref(), around));
         }
     }
-    Ok(Json(Page { messages, next: search.rest() }))
+    Ok(Json(Page { messages, unreadable: search.unreadable, next: search.rest() }))
 }
 
 /// Goes through the heads, in order, for those that a filter takes.
@@ -168,6 +190,8 @@ struct Search<'a, S> {
     is_over: bool,
     /// The message that was found, where the filter had it read.
     read: Option<Result<Stored, SpoolError>>,
+    /// Messages that it could not judge.
+    unreadable: usize,
 }
 
 impl<'a, S: Spool> Search<'a, S> {
@@ -178,7 +202,8 @@ impl<'a, S: Spool> Search<'a, S> {
         after: Option<SpoolId>,
     ) -> Self {
         let (heads, until) = (Vec::new().into_iter(), clock::now() + LOOK_FOR);
-        Self { shared, filter, look, heads, after, until, is_over: false, read: None }
+        let (is_over, read, unreadable) = (false, None, 0);
+        Self { shared, filter, look, heads, after, until, is_over, read, unreadable }
     }
 
     /// The next message; none at the end, and when time is up.
@@ -205,7 +230,15 @@ impl<'a, S: Spool> Search<'a, S> {
             if self.filter.needs_envelope() {
                 // One at a time: a content may come with it.
                 let read = self.shared.spool.open(head.id).await;
-                let Ok(stored) = &read else { continue };
+                let stored = match &read {
+                    Ok(stored) => stored,
+                    // It has left the spool meanwhile.
+                    Err(SpoolError::Unknown(_)) => continue,
+                    Err(_) => {
+                        self.unreadable += 1;
+                        continue;
+                    }
+                };
                 let in_doubt = view::is_in_doubt(&head, &stored.progress, self.look);
                 if !self.filter.takes_envelope(&stored.envelope, &stored.progress, in_doubt) {
                     continue;
@@ -232,9 +265,12 @@ pub(super) async fn show<S: Spool>(
     let id = id(&text)?;
     let look = shared.operator.look().await?;
     let head = shared.spool.head(id).ok_or(SpoolError::Unknown(id))?;
-    let stored = shared.spool.open(id).await?;
     let around = Surroundings { look: &look, lane: &shared.facts.lane, now: clock::wall() };
-    Ok(Json(Story::new(&head, &stored, around)))
+    match shared.spool.open(id).await {
+        Ok(stored) => Ok(Json(Story::new(&head, &stored, around))),
+        Err(error @ SpoolError::Damaged(..)) => Ok(Json(Story::damaged(&head, &error, around))),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// `GET /api/v1/queue/{id}/content`: the message as it lies in the spool, our header lines first, as a
@@ -274,6 +310,12 @@ pub(super) struct Target {
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     results: Vec<Changed>,
+    /// Why what is due now waits all the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits: Option<String>,
+    /// Messages that cannot be read, so that nobody knows whether the filter means them.
+    #[serde(skip_serializing_if = "is_zero")]
+    unreadable: usize,
     /// Where a filter goes on; none when all was seen.
     next: Option<String>,
 }
@@ -317,31 +359,71 @@ async fn change<S: Spool>(
     if filter.has_empty_pattern() {
         return Err(empty_pattern());
     }
-    let (answers, next) = match (target.ids.is_empty(), target.all || !filter.is_empty()) {
-        (false, true) => return Err(bad("name ids or a filter, not both")),
-        (true, false) => return Err(bad("name ids, a filter, or \"all\": true")),
-        (false, false) if target.ids.len() > MOST => {
-            return Err(bad(format!("at most {MOST} ids at once")));
-        }
-        (false, false) => {
-            let ids = target.ids.iter().map(|text| id(text)).collect::<Result<_, _>>()?;
-            (shared.operator.change(verb, ids).await?, None)
-        }
-        (true, true) => {
-            let look = shared.operator.look().await?;
-            let span = Span { after: target.after, limit: target.limit };
-            let limit = span.limit.unwrap_or(MOST).clamp(1, MOST);
-            let mut search = Search::new(shared, &filter, &look, span.after()?);
-            let mut found = Vec::new();
-            while found.len() < limit
-                && let Some(head) = search.next().await
-            {
-                search.read = None;
-                found.push(head);
+    let (answers, unreadable, next) =
+        match (target.ids.is_empty(), target.all || !filter.is_empty()) {
+            (false, true) => return Err(bad("name ids or a filter, not both")),
+            (true, false) => return Err(bad("name ids, a filter, or \"all\": true")),
+            (false, false) if target.ids.len() > MOST => {
+                return Err(bad(format!("at most {MOST} ids at once")));
             }
-            (shared.operator.change_found(verb, found).await?, search.rest())
+            (false, false) => {
+                let ids = target.ids.iter().map(|text| id(text)).collect::<Result<_, _>>()?;
+                (shared.operator.change(verb, ids).await?, 0, None)
+            }
+            (true, true) => {
+                let span = Span { after: target.after, limit: target.limit };
+                let (limit, after) = (span.limit(MOST)?, span.after()?);
+                let look = shared.operator.look().await?;
+                let mut search = Search::new(shared, &filter, &look, after);
+                let mut found = Vec::new();
+                while found.len() < limit
+                    && let Some(head) = search.next().await
+                {
+                    search.read = None;
+                    found.push(head);
+                }
+                let doubts = match filter.state {
+                    Some(State::InDoubt) => Doubts::Take,
+                    _ => Doubts::Spare,
+                };
+                let answers = shared.operator.change_found(verb, found, doubts).await?;
+                (answers, search.unreadable, search.rest())
+            }
+        };
+    let is_done = answers.iter().any(|(_, answer)| *answer == Answer::Done);
+    let waits = match verb {
+        // Where it cannot be asked any more, all the same what was done is done.
+        Verb::Retry | Verb::Release if is_done => {
+            shared.operator.look().await.ok().and_then(|look| look.obstacle)
         }
+        Verb::Retry | Verb::Release | Verb::Hold | Verb::Delete => None,
     };
+    let waits = waits.map(|obstacle| obstacle.to_string());
     let results = answers.into_iter().map(|(id, answer)| Changed::new(id, answer)).collect();
-    Ok(Json(Report { results, next }))
+    Ok(Json(Report { results, waits, unreadable, next }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_says_each_thing_once_and_asks_for_something() {
+        let parse = |pairs: &[(&str, &str)]| {
+            let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+            let (span, filter) = Span::parse(pairs.iter().map(own).collect()).map_err(|it| it.1)?;
+            Ok((span.limit(PAGE).map_err(|it| it.1)?, filter.state))
+        };
+        let says = |words: &str| Err(words.to_owned());
+        assert_eq!(parse(&[]), Ok((PAGE, None)));
+        assert_eq!(parse(&[("limit", "7"), ("state", "held")]), Ok((7, Some(State::Held))));
+        assert_eq!(parse(&[("limit", "9999")]), Ok((MOST, None)));
+        assert_eq!(parse(&[("limit", "0")]), says("limit is 1 or more"));
+        assert_eq!(parse(&[("limit", "-1")]), says("limit is a number"));
+        // The last one counted.
+        for name in ["limit", "state", "after", "a\nb"] {
+            let twice = parse(&[(name, "1"), (name, "2")]);
+            assert_eq!(twice, says(&format!("{name:?} is in the query more than once")));
+        }
+    }
 }

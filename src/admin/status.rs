@@ -10,6 +10,7 @@ use crate::admin::Shared;
 use crate::admin::filter::State;
 use crate::admin::queue::Refused;
 use crate::clock::{self, Time};
+use crate::delivery::operator::Obstacle;
 use crate::envelope::UnixMillis;
 use crate::spool::Spool;
 
@@ -69,6 +70,8 @@ struct Queue {
     in_flight: u64,
     held: u64,
     failed: u64,
+    /// Of all but those that failed, those that may have been taken.
+    in_doubt: usize,
     /// Octets of their contents.
     bytes: u64,
     /// Of those due, deferred or in flight.
@@ -98,7 +101,6 @@ pub(super) async fn status<S: Spool>(
         let Some(last) = heads.last() else { break };
         after = Some(last.id);
         for head in heads {
-            queue.bytes = queue.bytes.saturating_add(head.size);
             let state = State::of(&head, &look, now);
             let count = match state {
                 State::Due | State::Queued | State::InDoubt => &mut queue.due,
@@ -116,8 +118,12 @@ pub(super) async fn status<S: Spool>(
         tokio::task::yield_now().await;
     }
     let (facts, health, metrics) = (&shared.facts, shared.spool.health(), &shared.metrics);
+    (queue.bytes, queue.in_doubt) = (health.contents, health.in_doubt);
     let ended = |outcome| metrics.recipients.with_label_values(&[outcome]).get();
-    let closed = look.closed.as_ref();
+    let closed = match &look.obstacle {
+        Some(Obstacle::Closed(closed)) => Some(closed),
+        Some(Obstacle::NoProvider) | None => None,
+    };
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION"),
         started: Time(facts.started).to_string(),
@@ -126,13 +132,13 @@ pub(super) async fn status<S: Spool>(
             kind: facts.provider,
             server: facts.server.clone(),
             lane: facts.lane.clone(),
-            state: match (facts.provider, closed) {
-                ("none", _) => "none",
-                (_, None) => "open",
-                (_, Some(_)) => "closed",
+            state: match look.obstacle {
+                None => "open",
+                Some(Obstacle::NoProvider) => "none",
+                Some(Obstacle::Closed(_)) => "closed",
             },
             closed_since: closed.map(|closed| Time(closed.since).to_string()),
-            why: closed.map(|closed| closed.why.to_string()),
+            why: closed.map(|closed| closed.why.with_cure()),
             next_probe: closed.map(|closed| Time(closed.until).to_string()),
         },
         accepted: metrics.accepted.get(),

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::admin::filter::State;
 use crate::clock::Time;
-use crate::delivery::operator::{Answer, Closed, Look};
+use crate::delivery::operator::{self, Answer, Look};
 use crate::envelope::{Head, Progress, Rcpt, RcptStatus, SpoolId, UnixMillis};
 use crate::outcome::Cause;
 use crate::spool::{SpoolError, Stored};
@@ -30,7 +30,7 @@ pub(super) struct Item {
     pub recipients: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// The first of them, those still pending or failed before the others.
+    /// The first of them: those still pending, then those that failed, then the others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub to: Vec<String>,
     /// What was last said of one of these.
@@ -60,7 +60,11 @@ impl Item {
         let mut rcpts: Vec<_> = stored
             .map(|stored| stored.envelope.rcpts.iter().zip(&stored.progress.rcpts).collect())
             .unwrap_or_default();
-        rcpts.sort_by_key(|(_, status)| matches!(status, RcptStatus::Delivered(_)));
+        rcpts.sort_by_key(|(_, status)| match status {
+            RcptStatus::Pending { .. } => 0,
+            RcptStatus::Failed(_) => 1,
+            RcptStatus::Delivered(_) => 2,
+        });
         let cause = rcpts.iter().find_map(|(_, status)| cause(status));
         Self {
             id: head.id.to_string(),
@@ -88,8 +92,10 @@ impl Item {
 pub(super) struct Story {
     #[serde(flatten)]
     pub item: Item,
-    pub client: String,
-    pub helo: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub helo: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub author: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -124,8 +130,8 @@ impl Story {
         let next = next(head, progress, item.state, around);
         let rcpts = envelope.rcpts.iter().zip(&progress.rcpts).zip(0..);
         Self {
-            client: envelope.client.address.to_string(),
-            helo: envelope.client.helo.to_string(),
+            client: Some(envelope.client.address.to_string()),
+            helo: Some(envelope.client.helo.to_string()),
             author: envelope.author.as_ref().map(|author| author.as_str().to_owned()),
             envid: envelope.envid.as_deref().map(str::to_owned),
             first_deferral: progress.first_deferral.map(|at| Time(at).to_string()),
@@ -136,6 +142,20 @@ impl Story {
                 .collect(),
             next,
             item,
+        }
+    }
+
+    /// Of a message that cannot be read back: what is known without.
+    pub(super) fn damaged(head: &Head, error: &SpoolError, around: Surroundings<'_>) -> Self {
+        Self {
+            item: Item::new(head, Err(error), around),
+            client: None,
+            helo: None,
+            author: None,
+            envid: None,
+            first_deferral: None,
+            rcpts: Vec::new(),
+            next: format!("nothing: {}", operator::damaged(error)),
         }
     }
 }
@@ -167,54 +187,52 @@ fn cause(status: &RcptStatus) -> Option<&Cause> {
     }
 }
 
-/// Whether some recipient may have been reached without a word about it. A mark of an attempt that goes on says nothing.
+/// [`operator::is_in_doubt`], as it looks now.
 pub(super) fn is_in_doubt(head: &Head, progress: &Progress, look: &Look) -> bool {
-    let is_in_flight = look.in_flight.binary_search(&head.id).is_ok();
-    head.in_doubt || !progress.doubtful.is_empty() || !(progress.sending.is_empty() || is_in_flight)
+    operator::is_in_doubt(head, progress, look.in_flight.binary_search(&head.id).is_ok())
 }
 
 fn next(head: &Head, progress: &Progress, state: State, around: Surroundings<'_>) -> String {
-    let closed = around.look.closed.as_ref();
-    let wait = |closed: &Closed| {
-        format!(
-            "the provider is closed since {}: {}; it is probed from {} on",
-            Time(closed.since),
-            closed.why,
-            Time(closed.until)
-        )
-    };
-    match (state, closed) {
+    let due = Time(head.due);
+    match (state, &around.look.obstacle) {
         (State::InFlight, _) => "it is being sent now".to_owned(),
         (State::Failed, _) => {
             "nothing: it has failed, and is kept for a while; `queue retry` queues it again"
                 .to_owned()
         }
-        (State::Held, _) => match progress.rcpts.iter().find_map(cause) {
-            Some(cause) => {
-                format!("nothing until `queue release`: it is held; last was said: {cause}")
-            }
-            None => "nothing until `queue release`: it is held".to_owned(),
-        },
+        (State::Held, _) => {
+            let doubt = match is_in_doubt(head, progress, around.look) {
+                true => ", and may have been taken already",
+                false => "",
+            };
+            // Why it waits is not what a recipient has failed for.
+            let mut pending =
+                progress.rcpts.iter().filter(|it| matches!(it, RcptStatus::Pending { .. }));
+            let last = pending.find_map(cause);
+            let last = last.map(|cause| format!("; last was said: {cause}")).unwrap_or_default();
+            format!("nothing until `queue release`: it is held{doubt}{last}")
+        }
         (State::Deferred, None) => {
-            format!("it is tried again at {}, after {} deferrals", Time(head.due), head.attempts)
+            format!("it is tried again at {due}, after {} deferrals", head.attempts)
         }
-        (State::Deferred, Some(closed)) => {
-            format!("it is due at {}, but {}", Time(head.due), wait(closed))
-        }
+        (State::Deferred, Some(obstacle)) => format!("it is due at {due}, but {obstacle}"),
         (State::Due | State::Queued | State::InDoubt, None) => {
             "it is due, and sent when its turn comes".to_owned()
         }
-        (State::Due | State::Queued | State::InDoubt, Some(closed)) => {
-            format!("it is due, but {}", wait(closed))
+        (State::Due | State::Queued | State::InDoubt, Some(obstacle)) => {
+            format!("it is due, but {obstacle}")
         }
     }
 }
+
+const DOUBT: &str = "it may have been taken already, and was left alone: look at `queue show`, then name it by its id, or \
+                     all of them by the state in_doubt";
 
 /// What a verb came to for one message.
 #[derive(Debug, Serialize)]
 pub(super) struct Changed {
     pub id: String,
-    /// `done`, `not_found`, `busy`, `not_now` or `error`.
+    /// `done`, `not_found`, `busy`, `not_now`, `in_doubt`, `damaged` or `error`.
     pub result: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
@@ -227,8 +245,52 @@ impl Changed {
             Answer::NotFound => ("not_found", Some("no such message".to_owned())),
             Answer::Busy(why) => ("busy", Some(why.to_owned())),
             Answer::NotNow(why) => ("not_now", Some(why.to_owned())),
+            Answer::InDoubt => ("in_doubt", Some(DOUBT.to_owned())),
+            Answer::Damaged(why) => ("damaged", Some(why)),
             Answer::Error(why) => ("error", Some(why)),
         };
         Self { id: id.to_string(), result, why }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::QueueState;
+    use crate::outcome::{Receipt, Scope, Stage};
+
+    fn said(words: &str) -> Cause {
+        Cause::new(Scope::Recipient, Stage::Rcpt, words)
+    }
+
+    fn told(state: State, progress: &Progress) -> String {
+        let (id, due) = (SpoolId::from_u128(1), UnixMillis(0));
+        let head = Head {
+            id,
+            state: QueueState::Held,
+            due,
+            size: 1,
+            pending: 1,
+            attempts: 2,
+            in_doubt: false,
+        };
+        let look = Look::default();
+        next(&head, progress, state, Surroundings { look: &look, lane: "", now: due })
+    }
+
+    /// A recipient that had failed long ago was given as the reason.
+    #[test]
+    fn why_a_message_is_held_is_what_was_said_of_a_pending_recipient() {
+        let failed = RcptStatus::Failed(said("550 5.1.1 no such user"));
+        let pending = RcptStatus::Pending { last: Some(said("550 5.7.60 not as this sender")) };
+        let delivered = RcptStatus::Delivered(Receipt::new("250 ok"));
+        let with = |rcpts| Progress { rcpts, ..Progress::new(UnixMillis(0), 0) };
+        let next = told(State::Held, &with(vec![delivered, failed.clone(), pending.clone()]));
+        assert!(next.contains("5.7.60") && !next.contains("5.1.1"), "{next}");
+        let next = told(State::Held, &with(vec![failed, RcptStatus::Pending { last: None }]));
+        assert_eq!(next, "nothing until `queue release`: it is held");
+        let doubtful = Progress { doubtful: vec![0], ..with(vec![pending]) };
+        let next = told(State::Held, &doubtful);
+        assert!(next.contains("held, and may have been taken already; last was said"), "{next}");
     }
 }

@@ -7,9 +7,9 @@ use crate::config::Secrets;
 use crate::spool::is_copy_on_write;
 
 pub(super) fn run(path: &Path) -> ExitCode {
-    match super::load(path, Secrets::Look) {
-        Ok(config) => {
-            let spool = &config.spool;
+    match super::load_all(path, Secrets::Look) {
+        Ok(loaded) => {
+            let spool = &loaded.config.spool;
             // A folder that cannot be asked is told by the start.
             if is_copy_on_write(&spool.path).unwrap_or(false) {
                 let (path, floor) = (spool.path.display(), spool.min_free.saturating_mul(2));
@@ -19,7 +19,12 @@ pub(super) fn run(path: &Path) -> ExitCode {
                      free octets"
                 );
             }
-            println!("{}: no problems found", path.display());
+            let name = path.display();
+            match loaded.warnings.len() {
+                0 => println!("{name}: no problems found"),
+                1 => println!("{name}: no problems, one warning"),
+                n => println!("{name}: no problems, {n} warnings"),
+            }
             ExitCode::SUCCESS
         }
         Err(code) => code,

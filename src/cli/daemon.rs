@@ -1,7 +1,6 @@
 //! What the commands that talk to the running gateway have in common: HTTP/1 over its admin socket.
 
 use std::fmt::{self, Write as _};
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
+use super::Stop;
 use crate::config::Secrets;
 
 /// The daemon answers each request in a few seconds, and sends something at least as often.
@@ -32,20 +32,16 @@ pub(super) struct Place {
     socket: Option<PathBuf>,
 }
 
-/// Why a command ends early.
-pub(super) enum Stop {
-    /// All is said.
-    Told(ExitCode),
-    /// An exit code and what is said of it.
-    Said(u8, String),
-    /// Standard output cannot be written.
-    Output(io::Error),
-}
+/// What a remote says is cut after so many characters where it is one of many lines.
+const SHOWN: usize = 300;
 
-impl From<io::Error> for Stop {
-    fn from(error: io::Error) -> Self {
-        Self::Output(error)
+/// The beginning of words that may be very long, for a table or a screen.
+pub(super) fn cut(words: &str) -> String {
+    let mut beginning: String = words.chars().take(SHOWN).collect();
+    if beginning.len() < words.len() {
+        beginning.push_str("...");
     }
+    beginning
 }
 
 /// Runs a command to its end, and says what is to be said of that.
@@ -54,20 +50,7 @@ pub(super) fn run(command: impl Future<Output = Result<u8, Stop>>) -> ExitCode {
         Ok(runtime) => runtime,
         Err(code) => return code,
     };
-    match runtime.block_on(command) {
-        Ok(code) => code.into(),
-        Err(Stop::Told(code)) => code,
-        Err(Stop::Said(code, words)) => {
-            eprintln!("{words}");
-            code.into()
-        }
-        // Whoever reads has seen enough.
-        Err(Stop::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(Stop::Output(error)) => {
-            eprintln!("writing to standard output: {error}");
-            super::EX_OSERR.into()
-        }
-    }
+    super::ended(runtime.block_on(command))
 }
 
 /// The running gateway.

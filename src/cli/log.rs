@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use hyper::Method;
 use serde_json::Value;
 
-use super::daemon::{self, Daemon, Place, Stop, printable, text};
+use super::Stop;
+use super::daemon::{self, Daemon, Place, printable, text};
 
 /// Octets of a line that is waited for.
 const LONGEST: usize = 64 * 1024;

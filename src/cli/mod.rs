@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to its user")]
 
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -111,6 +112,11 @@ pub fn main() -> ExitCode {
 
 /// Reads the configuration, or says everything that is wrong with it.
 fn load(path: &std::path::Path, secrets: Secrets) -> Result<crate::config::Config, ExitCode> {
+    load_all(path, secrets).map(|loaded| loaded.config)
+}
+
+/// The same with the warnings, which are told too.
+fn load_all(path: &std::path::Path, secrets: Secrets) -> Result<crate::config::Loaded, ExitCode> {
     let loaded = crate::config::load(path, secrets).map_err(|problems| {
         eprintln!("{problems}");
         ExitCode::from(EX_CONFIG)
@@ -121,7 +127,41 @@ fn load(path: &std::path::Path, secrets: Secrets) -> Result<crate::config::Confi
             eprintln!("{}:{warning} (warning)", path.display());
         }
     }
-    Ok(loaded.config)
+    Ok(loaded)
+}
+
+/// Why a command ends early.
+enum Stop {
+    /// All is said.
+    Told(ExitCode),
+    /// An exit code and what is said of it.
+    Said(u8, String),
+    /// Standard output cannot be written.
+    Output(io::Error),
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+/// What a command came to, said and made an exit code.
+fn ended(done: Result<u8, Stop>) -> ExitCode {
+    match done {
+        Ok(code) => code.into(),
+        Err(Stop::Told(code)) => code,
+        Err(Stop::Said(code, words)) => {
+            eprintln!("{words}");
+            code.into()
+        }
+        // Whoever reads has seen enough, as in `mailsluice spool ls | head`.
+        Err(Stop::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(Stop::Output(error)) => {
+            eprintln!("writing to standard output: {error}");
+            EX_OSERR.into()
+        }
+    }
 }
 
 /// The runtime of every command that waits.

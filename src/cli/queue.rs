@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::num::NonZeroUsize;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,9 +12,10 @@ use hyper::Method;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
-use super::daemon::{self, Daemon, Place, Stop, encoded, number, printable, text};
+use super::Stop;
+use super::daemon::{self, Daemon, Place, cut, encoded, number, printable, text};
 use super::spool::{ascii, parse_id, several, shown};
-use crate::admin::filter::Age;
+use crate::admin::filter::Filter;
 use crate::envelope::SpoolId;
 
 /// Messages that are asked for at once.
@@ -22,9 +24,9 @@ const PAGE: usize = 500;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "The daemon must run: while it is down these commands end with 69, and `mailsluice spool` looks at the \
-queue. Exit codes: 0 all right; 64 wrong usage; 66 no such message; 69 no answer from the gateway, or a message is in \
-no state for it; 71 the system refused; 73 a file exists already, or cannot be written; 75 a message is being sent now, \
-try again; 78 the configuration is wrong."
+queue. Exit codes: 0 all right; 64 wrong usage; 65 the message is damaged; 66 no such message; 69 no answer from the \
+gateway, or a message is in no state for it; 71 the system refused; 73 a file exists already, or cannot be written; 75 a \
+message is being sent now, try again; 78 the configuration is wrong."
 )]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -39,7 +41,7 @@ enum Command {
         filter: Filter,
         /// No more than so many
         #[arg(long, value_name = "N")]
-        limit: Option<usize>,
+        limit: Option<NonZeroUsize>,
         /// Print one JSON object a line
         #[arg(long)]
         json: bool,
@@ -84,77 +86,20 @@ enum Command {
     },
 }
 
-/// Which messages; all of what is said must hold.
-#[derive(Debug, clap::Args)]
-struct Filter {
-    /// Only messages in this state; `queued` is any of due, deferred and in-flight
-    #[arg(long, value_enum)]
-    state: Option<State>,
-    /// Only those of this lane (the account that the remote counts); `*` stands for anything, here and below
-    #[arg(long, value_name = "PATTERN")]
-    lane: Option<String>,
-    /// Only those with this sender (reverse path); `<>` is the empty one
-    #[arg(long, value_name = "PATTERN")]
-    sender: Option<String>,
-    /// Only those with such a recipient that is not delivered to
-    #[arg(long, value_name = "PATTERN")]
-    recipient: Option<String>,
-    /// Only those accepted so long ago: 90s, 5m, 2h, 3d
-    #[arg(long, value_name = "AGE", value_parser = parse_age)]
-    older_than: Option<String>,
-}
-
-fn parse_age(text: &str) -> Result<String, String> {
-    match Age::parse(text) {
-        Some(_) => Ok(text.to_owned()),
-        None => Err("a length of time is written like 90s, 5m, 2h or 3d".to_owned()),
+/// What a filter says, as the API has it.
+fn parts(filter: &Filter) -> serde_json::Map<String, Value> {
+    match serde_json::to_value(filter) {
+        Ok(Value::Object(parts)) => parts,
+        Ok(_) | Err(_) => serde_json::Map::new(),
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum State {
-    Queued,
-    Due,
-    Deferred,
-    InFlight,
-    InDoubt,
-    Held,
-    Failed,
-}
-
-impl State {
-    fn label(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Due => "due",
-            Self::Deferred => "deferred",
-            Self::InFlight => "in_flight",
-            Self::InDoubt => "in_doubt",
-            Self::Held => "held",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-impl Filter {
-    /// As the API names them.
-    fn parts(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let parts = [
-            ("state", self.state.map(State::label)),
-            ("lane", self.lane.as_deref()),
-            ("sender", self.sender.as_deref()),
-            ("recipient", self.recipient.as_deref()),
-            ("older_than", self.older_than.as_deref()),
-        ];
-        parts.into_iter().filter_map(|(name, value)| Some((name, value?)))
-    }
-
-    fn query(&self) -> String {
-        self.parts().fold(String::new(), |mut query, (name, value)| {
-            write!(query, "{name}={}&", encoded(value)).unwrap_or_default();
-            query
-        })
-    }
+fn query(filter: &Filter) -> String {
+    parts(filter).iter().fold(String::new(), |mut query, (name, value)| {
+        let value = encoded(value.as_str().unwrap_or_default());
+        write!(query, "{name}={value}&").unwrap_or_default();
+        query
+    })
 }
 
 #[derive(Debug, clap::Args)]
@@ -179,7 +124,8 @@ pub(super) fn run(args: &Args) -> ExitCode {
         let mut out = io::stdout();
         match &args.command {
             Command::List { filter, limit, json, place } => {
-                list(&Daemon::of(place)?, filter, *limit, *json, &mut out).await
+                let limit = limit.map_or(usize::MAX, NonZeroUsize::get);
+                list(&Daemon::of(place)?, filter, limit, *json, &mut out).await
             }
             Command::Show { id, json, place } => {
                 show(&Daemon::of(place)?, *id, *json, &mut out).await
@@ -188,8 +134,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
             Command::Hold(change) => carry_out("hold", change, &mut out).await,
             Command::Release(change) => carry_out("release", change, &mut out).await,
             Command::Delete { change, yes } => {
-                let is_bulk =
-                    change.all || change.ids.len() > 1 || change.filter.parts().count() > 0;
+                let is_bulk = change.all || change.ids.len() > 1 || !change.filter.is_empty();
                 if is_bulk && !yes {
                     let words = "more than one message may go, and none comes back: say --yes. `mailsluice queue list` \
                                  with the same filter shows which";
@@ -207,16 +152,17 @@ pub(super) fn run(args: &Args) -> ExitCode {
 async fn list(
     daemon: &Daemon,
     filter: &Filter,
-    limit: Option<usize>,
+    limit: usize,
     json: bool,
     out: &mut impl Write,
 ) -> Result<u8, Stop> {
-    let mut left = limit.unwrap_or(usize::MAX);
+    let mut left = limit;
     let mut after = String::new();
+    let mut unreadable = 0;
     let mut is_first = true;
     while left > 0 {
         let page = left.min(PAGE);
-        let path = format!("/api/v1/queue?{}limit={page}{after}", filter.query());
+        let path = format!("/api/v1/queue?{}limit={page}{after}", query(filter));
         let answer: Value = daemon.json(Method::GET, &path, None).await?;
         let messages = answer.get("messages").and_then(Value::as_array);
         let messages = messages.map(Vec::as_slice).unwrap_or_default();
@@ -234,6 +180,7 @@ async fn list(
             }
         }
         out.write_all(lines.as_bytes())?;
+        unreadable += number(&answer, "unreadable");
         left = left.saturating_sub(messages.len());
         match answer.get("next").and_then(Value::as_str) {
             Some(next) => after = format!("&after={}", encoded(next)),
@@ -244,7 +191,18 @@ async fn list(
         writeln!(out, "no messages")?;
     }
     out.flush()?;
+    tell_unreadable(unreadable);
     Ok(0)
+}
+
+/// Whether these fit the filter nobody knows.
+fn tell_unreadable(unreadable: u64) {
+    if unreadable > 0 {
+        eprintln!(
+            "{unreadable} more cannot be read, so the filter does not know them: `mailsluice queue list` without \
+             --sender, --recipient and --state in-doubt shows which"
+        );
+    }
 }
 
 const HEADER: &str =
@@ -262,7 +220,7 @@ fn line(message: &Value) -> String {
         number(message, "attempts"),
     );
     if let Some(error) = message.get("error").and_then(Value::as_str) {
-        line.push_str(&printable(error));
+        line.push_str(&cut(&printable(error)));
     } else {
         let to = message.get("to").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let names: Vec<_> =
@@ -276,7 +234,7 @@ fn line(message: &Value) -> String {
     }
     line.push('\n');
     if let Some(last) = message.get("last").and_then(Value::as_str) {
-        writeln!(line, "    {}", printable(last)).unwrap_or_default();
+        writeln!(line, "    {}", cut(&printable(last))).unwrap_or_default();
     }
     line
 }
@@ -287,7 +245,8 @@ async fn show(daemon: &Daemon, id: SpoolId, json: bool, out: &mut impl Write) ->
         true => writeln!(out, "{}", ascii(serde_json::to_string_pretty(&answer)))?,
         false => out.write_all(story(&answer).as_bytes())?,
     }
-    Ok(0)
+    let is_damaged = answer.get("error").is_some();
+    Ok(if is_damaged { super::EX_DATAERR } else { 0 })
 }
 
 fn story(message: &Value) -> String {
@@ -299,17 +258,19 @@ fn story(message: &Value) -> String {
     say("message", printable(text(message, "id")));
     let doubt = if is_doubtful(message) { ", in doubt: it may have been taken" } else { "" };
     say("state", format!("{}{doubt}", printable(text(message, "state"))));
-    say(
-        "accepted",
-        format!(
-            "{} ({} ago) from {}, which called itself {}",
-            printable(text(message, "accepted")),
-            daemon::age(number(message, "age_seconds")),
-            shown(text(message, "client")),
-            shown(text(message, "helo")),
-        ),
-    );
-    say("from", format!("<{}>", shown(text(message, "from"))));
+    let said = |name| message.get(name).and_then(Value::as_str);
+    let client = match (said("client"), said("helo")) {
+        (Some(client), Some(helo)) => {
+            format!(" from {}, which called itself {}", shown(client), shown(helo))
+        }
+        (_, _) => String::new(),
+    };
+    let accepted = printable(text(message, "accepted"));
+    let age = daemon::age(number(message, "age_seconds"));
+    say("accepted", format!("{accepted} ({age} ago){client}"));
+    if let Some(from) = said("from") {
+        say("from", format!("<{}>", shown(from)));
+    }
     if let Some(author) = message.get("author").and_then(Value::as_str) {
         say("author", shown(author));
     }
@@ -335,9 +296,7 @@ fn story(message: &Value) -> String {
 
 async fn carry_out(verb: &str, change: &Change, out: &mut impl Write) -> Result<u8, Stop> {
     let by_ids = !change.ids.is_empty();
-    let filter: serde_json::Map<String, Value> =
-        change.filter.parts().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
-    if !by_ids && filter.is_empty() && !change.all {
+    if !by_ids && change.filter.is_empty() && !change.all {
         let words = "name messages by id, by a filter such as --state, or all of them by --all";
         return Err(Stop::Said(super::EX_USAGE, words.to_owned()));
     }
@@ -354,7 +313,7 @@ async fn carry_out(verb: &str, change: &Change, out: &mut impl Write) -> Result<
             tally.tell(&answer, by_ids, change.json, out)?;
         }
     } else {
-        let mut body = json!({ "filter": filter, "all": change.all, "limit": PAGE });
+        let mut body = json!({ "filter": change.filter, "all": change.all, "limit": PAGE });
         loop {
             let answer: Value = daemon.json(method.clone(), &path, Some(&body)).await?;
             tally.tell(&answer, by_ids, change.json, out)?;
@@ -367,6 +326,7 @@ async fn carry_out(verb: &str, change: &Change, out: &mut impl Write) -> Result<
     if !change.json {
         writeln!(out, "{verb}: {}", tally.words())?;
     }
+    tell_unreadable(tally.unreadable);
     Ok(tally.code(by_ids))
 }
 
@@ -377,7 +337,13 @@ struct Tally {
     not_found: usize,
     busy: usize,
     not_now: usize,
+    in_doubt: usize,
+    damaged: usize,
     error: usize,
+    /// Why what was done waits.
+    waits: Option<String>,
+    /// Those that the filter could not judge.
+    unreadable: u64,
 }
 
 impl Tally {
@@ -389,6 +355,10 @@ impl Tally {
         json: bool,
         out: &mut impl Write,
     ) -> io::Result<()> {
+        if let Some(waits) = answer.get("waits").and_then(Value::as_str) {
+            self.waits = Some(cut(&printable(waits)));
+        }
+        self.unreadable += number(answer, "unreadable");
         let results = answer.get("results").and_then(Value::as_array).map(Vec::as_slice);
         for result in results.unwrap_or_default() {
             let (count, is_told) = match text(result, "result") {
@@ -397,6 +367,9 @@ impl Tally {
                 "busy" => (&mut self.busy, true),
                 // A filter takes such messages too.
                 "not_now" => (&mut self.not_now, by_ids),
+                // Their number is told.
+                "in_doubt" => (&mut self.in_doubt, false),
+                "damaged" => (&mut self.damaged, true),
                 _ => (&mut self.error, true),
             };
             *count += 1;
@@ -411,17 +384,25 @@ impl Tally {
     }
 
     fn words(&self) -> String {
-        let Self { done, not_found, busy, not_now, error } = self;
+        let Self { done, not_found, busy, not_now, in_doubt, damaged, error, waits, .. } = self;
         let mut words = format!("{} done", several(*done, "message"));
         for (n, what) in [
             (not_found, "not found"),
             (busy, "being sent now"),
             (not_now, "left as they are"),
+            (damaged, "damaged"),
             (error, "failed"),
+            (
+                in_doubt,
+                "left alone because they may have been taken already (look at them, then name their ids, or --state in-doubt)",
+            ),
         ] {
             if *n > 0 {
                 write!(words, ", {n} {what}").unwrap_or_default();
             }
+        }
+        if let Some(waits) = waits {
+            write!(words, "\nwhat is due waits: {waits}").unwrap_or_default();
         }
         words
     }
@@ -429,6 +410,7 @@ impl Tally {
     fn code(&self, by_ids: bool) -> u8 {
         match self {
             Self { error: 1.., .. } => super::EX_OSERR,
+            Self { damaged: 1.., .. } => super::EX_DATAERR,
             Self { not_found: 1.., .. } if by_ids => super::EX_NOINPUT,
             Self { not_now: 1.., .. } if by_ids => super::EX_UNAVAILABLE,
             Self { busy: 1.., .. } => super::EX_TEMPFAIL,
@@ -520,6 +502,30 @@ mod tests {
         check(&["done", "not_now", "busy"], true, 69);
         check(&["done", "not_now", "not_found"], false, 0);
         check(&["not_found", "not_now"], true, 66);
-        check(&["done", "error", "not_found"], true, 71);
+        check(&["done", "error", "not_found", "damaged"], true, 71);
+        check(&["done", "damaged", "not_found"], true, 65);
+        check(&["done", "in_doubt"], false, 0);
+    }
+
+    /// A remote that answered with a hundred lines filled the screen with one message.
+    #[test]
+    fn very_long_words_are_cut_in_a_table() {
+        let long = "450 later ".repeat(10_000);
+        let line = line(&json!({ "id": "0193", "state": "deferred", "last": long }));
+        assert!(line.len() < 500 && line.ends_with("later ...\n"), "{line}");
+    }
+
+    #[test]
+    fn a_filter_is_said_to_the_gateway_as_it_was_given() {
+        use crate::admin::filter::{Age, State};
+        let filter = Filter {
+            state: Some(State::InDoubt),
+            sender: Some("<>".to_owned()),
+            older_than: Age::parse("2h").ok(),
+            ..Filter::default()
+        };
+        let mut parts: Vec<_> = query(&filter).split('&').map(str::to_owned).collect();
+        parts.sort();
+        assert_eq!(parts, ["", "older_than=7200s", "sender=%3C%3E", "state=in_doubt"]);
     }
 }

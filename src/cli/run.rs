@@ -4,12 +4,14 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::app::App;
+use crate::clock;
 use crate::config::{Config, Secrets};
 use crate::metrics::Metrics;
 use crate::telemetry;
@@ -66,13 +68,26 @@ async fn serve(config: Config, metrics: Arc<Metrics>) -> ExitCode {
     };
     let name = signals.end().await;
     info!(event = "signal", signal = name, "{name} received");
+    let received = clock::now();
+    let second = async {
+        loop {
+            let again = signals.end().await;
+            // Who signals a process and its group says it twice and means it once.
+            if again != name || clock::now() > received + TWICE {
+                return again;
+            }
+        }
+    };
     tokio::select! {
         () = app.stop() => {}
         // Dropping the stop mid-way is what a second signal asks for; what was accepted is on disk.
-        name = signals.end() => warn!(event = "stopped", signal = name, "a second {name}: stopped at once"),
+        name = second => warn!(event = "stopped", signal = name, "a second {name}: stopped at once"),
     }
     ExitCode::SUCCESS
 }
+
+/// The same signal within this time is no second one.
+const TWICE: Duration = Duration::from_millis(500);
 
 pub(super) struct Signals {
     terminate: Signal,

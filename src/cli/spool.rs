@@ -11,6 +11,7 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 use serde::Serialize;
 
+use super::Stop;
 use crate::clock::Time;
 use crate::config::Secrets;
 use crate::envelope::{Head, Priority, QueueState, Rcpt, RcptStatus, SpoolId, UnixMillis};
@@ -110,22 +111,6 @@ impl State {
     }
 }
 
-/// Why a command ends early.
-enum Stop {
-    /// All is said.
-    Told(ExitCode),
-    /// An exit code and what is said of it.
-    Said(u8, String),
-    /// Standard output cannot be written.
-    Output(io::Error),
-}
-
-impl From<io::Error> for Stop {
-    fn from(error: io::Error) -> Self {
-        Self::Output(error)
-    }
-}
-
 type Out<'a> = BufWriter<StdoutLock<'a>>;
 
 pub(super) fn run(args: &Args) -> ExitCode {
@@ -141,20 +126,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
         Err(error) if !matches!(done, Err(Stop::Output(_))) => Err(Stop::Output(error)),
         _ => done,
     };
-    match done {
-        Ok(code) => code.into(),
-        Err(Stop::Told(code)) => code,
-        Err(Stop::Said(code, words)) => {
-            eprintln!("{words}");
-            code.into()
-        }
-        // Whoever reads has seen enough, as in `mailsluice spool ls | head`.
-        Err(Stop::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(Stop::Output(error)) => {
-            eprintln!("writing to standard output: {error}");
-            super::EX_OSERR.into()
-        }
-    }
+    super::ended(done)
 }
 
 pub(super) fn parse_id(text: &str) -> Result<SpoolId, String> {

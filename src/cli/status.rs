@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use hyper::Method;
 use serde_json::Value;
 
-use super::daemon::{self, Daemon, Place, age, number, printable, size, text};
+use super::daemon::{self, Daemon, Place, age, cut, number, printable, size, text};
 use super::spool::{ascii, shown};
 
 #[derive(Debug, clap::Args)]
@@ -61,7 +61,7 @@ fn screen(status: &Value) -> String {
     if let Some(why) = provider.get("why").and_then(Value::as_str) {
         let since = printable(text(provider, "closed_since"));
         let probe = printable(text(provider, "next_probe"));
-        say("", format!("closed since {since}: {}", printable(why)));
+        say("", format!("closed since {since}: {}", cut(&printable(why))));
         say("", format!("next probe at {probe}; nothing is lost or bounced meanwhile"));
     }
     say(
@@ -85,6 +85,10 @@ fn screen(status: &Value) -> String {
             size(number(queue, "bytes"))
         ),
     );
+    if number(queue, "in_doubt") > 0 {
+        let n = number(queue, "in_doubt");
+        say("", format!("{n} in doubt: `mailsluice queue list --state in-doubt` shows which"));
+    }
     if let Some(oldest) = queue.get("oldest").and_then(Value::as_str) {
         let since = age(number(queue, "oldest_age_seconds"));
         say("", format!("the oldest waits since {} ({since})", printable(oldest)));

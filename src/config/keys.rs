@@ -225,7 +225,7 @@ const KEYS: &[Key] = &[
         "Password to log in with."),
     both("provider.ca_file", Type::Path, Nothing, Now,
         "Extra root certificates beside the system's, PEM."),
-    both("provider.max_recipients", Type::Integer(1, 100_000), Is("100"), Now,
+    both("provider.max_recipients", Type::Integer(1, 10_000), Is("100"), Now,
         "Recipients in one transaction (microsoft365: 500)."),
     both("provider.connect_timeout", TIME, Is("\"30s\""), Now,
         "Longest wait for a connection."),
@@ -319,7 +319,7 @@ const KEYS: &[Key] = &[
     key("bounce.delay_warning_after", TIME, Is("\"4h\""), Now,
         "When the sender is told that a message waits."),
     key("bounce.max_per_hour", COUNT, Is("100"), Now,
-        "Reports in an hour; beyond it one digest."),
+        "Reports of a kind in an hour; beyond it one digest."),
     key("bounce.return", Type::Choice(&["headers", "full"]), Is("\"headers\""), Now,
         "What a report returns of the message."),
 

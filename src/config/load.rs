@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -79,7 +79,15 @@ pub fn load(path: &Path, secrets: Secrets) -> Result<Loaded, Problems> {
     });
     let surroundings = Surroundings { mode, secrets, ..Surroundings::of_this_system() };
     match read {
-        Err(e) => Err(Problems::whole(name, format!("the file cannot be read: {e}"))),
+        Err(e) => {
+            let what = match e.kind() {
+                io::ErrorKind::NotFound => {
+                    "; name another with --config, or try `mailsluice sandbox`, which needs none"
+                }
+                _ => "",
+            };
+            Err(Problems::whole(name, format!("the file cannot be read: {e}{what}")))
+        }
         Ok(length) if length as u64 > MAX_FILE => {
             Err(Problems::whole(name, "is larger than 1MiB, which no configuration is".to_owned()))
         }

@@ -146,6 +146,12 @@ pub struct SmtpProvider {
 }
 
 impl SmtpProvider {
+    /// The name of the one lane of an upstream: who logs in, else whom readers see.
+    pub fn lane(&self) -> Option<&str> {
+        let login = self.login.as_ref().map(|login| login.username.as_str());
+        login.or_else(|| self.sender.as_ref().map(Mailbox::as_str))
+    }
+
     /// Whether the author is the account itself, as it logs in or as its sender is named. Upper and lower case are one
     /// to the servers that judge by it.
     pub fn is_own(&self, author: Option<&Mailbox>) -> bool {

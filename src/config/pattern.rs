@@ -1,12 +1,15 @@
 //! Patterns of mail addresses, such as `*@example.com`.
 
-use crate::smtp::address::{Charset, Mailbox};
+use crate::smtp::address::{Charset, Mailbox, unicode_domain};
 
-/// A pattern: `*` is any run of characters, within the local part or within the domain. Case makes no difference.
+/// A pattern: `*` is any run of characters, within the local part or within the domain. Case makes no difference, nor does
+/// it whether a domain is written with A-labels or U-labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
     local_part: String,
     domain: String,
+    /// The domain with its A-labels as U-labels, where it has no `*` in them.
+    unicode_domain: String,
 }
 
 impl Pattern {
@@ -23,12 +26,24 @@ impl Pattern {
             return Err(format!("{error}; write a pattern such as *@example.com"));
         }
         let lower = str::to_ascii_lowercase;
-        Ok(Self { local_part: lower(local_part), domain: lower(domain) })
+        let unicode_label = |label: &str| match label.contains('*') {
+            true => label.to_lowercase(),
+            false => unicode_domain(label).unwrap_or_else(|| label.to_lowercase()),
+        };
+        let unicode_domain: Vec<String> = domain.split('.').map(unicode_label).collect();
+        let unicode_domain = unicode_domain.join(".");
+        Ok(Self { local_part: lower(local_part), domain: lower(domain), unicode_domain })
     }
 
     pub fn matches(&self, mailbox: &Mailbox) -> bool {
         is_like(self.local_part.as_bytes(), mailbox.local_part().as_bytes())
-            && is_like(self.domain.as_bytes(), mailbox.domain().as_bytes())
+            && self.matches_domain(mailbox.domain())
+    }
+
+    fn matches_domain(&self, domain: &str) -> bool {
+        is_like(self.domain.as_bytes(), domain.as_bytes())
+            || unicode_domain(domain)
+                .is_some_and(|domain| is_like(self.unicode_domain.as_bytes(), domain.as_bytes()))
     }
 }
 
@@ -96,6 +111,27 @@ mod tests {
         );
         check("a@b.c", &["a@b.c", "A@B.C"], &["aa@b.c", "a@b.cc"]);
         check("*@*", &["a@b", "\"x y\"@[192.0.2.1]"], &[]);
+    }
+
+    /// An application that writes the one was refused where the configuration writes the other.
+    #[test]
+    fn a_domain_is_the_same_in_a_labels_and_u_labels() {
+        let spellings =
+            ["a@b\u{fc}cher.example", "a@xn--bcher-kva.example", "A@XN--BCHER-KVA.Example"];
+        let others = ["a@bucher.example", "a@xn--bcher.example", "a@sub.b\u{fc}cher.example"];
+        let upper = ["a@B\u{dc}CHER.example", "a@bu\u{308}cher.example"];
+        for pattern in spellings.into_iter().chain(upper) {
+            check(pattern, &spellings, &others);
+            check(pattern, &upper, &others);
+        }
+        let sub = ["a@x.b\u{fc}cher.example", "a@x.xn--bcher-kva.example"];
+        for pattern in ["*@*.b\u{fc}cher.example", "*@*.xn--bcher-kva.example"] {
+            check(pattern, &sub, &["a@b\u{fc}cher.example", "a@x.b\u{fc}cher.example.evil"]);
+        }
+        check("*@b\u{fc}*.example", &spellings, &["a@xn--abc.example"]);
+        // What is no A-label is only what it is written like.
+        check("a@xn--\u{fc}.example", &["a@xn--\u{fc}.example"], &["a@\u{fc}.example"]);
+        check("a@xn--99999.example", &["a@XN--99999.example"], &["a@x.example"]);
     }
 
     #[test]

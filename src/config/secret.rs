@@ -44,7 +44,7 @@ impl Secret {
     /// From an environment variable.
     pub(super) fn of_variable(name: &str) -> Result<Self, String> {
         let text = std::env::var(name).map_err(|error| match error {
-            VarError::NotPresent => "has no value",
+            VarError::NotPresent => "has no value: set it for the daemon",
             // Its own words have the value in them.
             VarError::NotUnicode(_) => "is not UTF-8",
         })?;

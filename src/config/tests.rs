@@ -159,6 +159,21 @@ fn concurrency_goes_by_the_server_unless_written() {
 }
 
 #[test]
+fn a_name_that_is_no_lane_is_a_warning() {
+    let keys = |login: &str| -> Vec<String> {
+        let provider = UPSTREAM.replace("auth = \"none\"\n", login);
+        let lanes = "[throttle.mailbox.\"app\"]\n[throttle.mailbox.\"Reports@example.com\"]\n";
+        let loaded = parse_in(&format!("{provider}{lanes}"), "x", &surroundings()).unwrap();
+        let keys = loaded.warnings.into_iter().map(|warning| warning.key);
+        keys.filter(|key| key.contains("throttle")).collect()
+    };
+    let sender = "sender = \"reports@example.com\"\n";
+    let login = "username = \"app\"\npassword = \"secret\"\n";
+    assert_eq!(keys(&format!("{sender}auth = \"none\"\n")), ["[throttle.mailbox.\"app\"]"]);
+    assert_eq!(keys(&format!("{sender}{login}")), ["[throttle.mailbox.\"Reports@example.com\"]"]);
+}
+
+#[test]
 fn system_name_that_is_no_domain_gives_localhost() {
     for hostname in ["", "-x", "my box", "(none)", "a\u{fffd}"] {
         let surroundings = Surroundings { hostname: hostname.to_owned(), ..surroundings() };
@@ -253,6 +268,20 @@ fn address_of_a_server_is_kept_without_brackets() {
     for (written, kept) in [("[::1]", "::1"), ("::1", "::1"), ("Mail.Example", "Mail.Example")] {
         let config = taken(&UPSTREAM.replace("127.0.0.1", written));
         assert_eq!(upstream(&config).server, kept);
+    }
+}
+
+#[test]
+fn a_gateway_that_would_refuse_all_mail_is_told() {
+    for (text, is_told) in [
+        ("", true),
+        ("[provider]\nkind = \"none\"\n", true),
+        ("[provider]\nkind = \"none\"\non_mail = \"hold\"\n", false),
+        (UPSTREAM, false),
+    ] {
+        let warnings = parse_in(text, "config.toml", &surroundings()).unwrap().warnings;
+        let said = warnings.iter().any(|it| it.to_string().contains("all mail is refused"));
+        assert_eq!(said, is_told, "{text}");
     }
 }
 

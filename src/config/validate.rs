@@ -28,6 +28,21 @@ pub(super) fn check(file: &Tables, findings: &mut Findings) {
     check_listeners(file, findings);
     check_allowed(&file.sender, findings);
     check_provider(file, findings);
+    let says = |key, default: &'static str| match file.provider.find(key).map(|found| &found.value)
+    {
+        Some(Some(value)) => value.plain().unwrap_or_default().to_owned(),
+        Some(None) | None => default.to_owned(),
+    };
+    if says("kind", "none") == "none" && says("on_mail", "reject") == "reject" {
+        findings.warning(
+            file.provider.at.unwrap_or_default(),
+            "[provider]",
+            "there is none, so all mail is refused for now; write one, or on_mail = \"hold\" to keep \
+             the mail until there is one"
+                .to_owned(),
+        );
+    }
+    check_lanes(file, findings);
     check_retry(&file.retry, findings);
     check_admin(&file.admin, &file.admin_socket(), findings);
     if file.bounce.find("postmaster").is_none() {
@@ -328,6 +343,31 @@ fn check_login(provider: &Section, findings: &mut Findings) {
             }
         }
         _ => {}
+    }
+}
+
+/// What is written for a lane that no mail goes by. An upstream has one.
+fn check_lanes(file: &Tables, findings: &mut Findings) {
+    let provider = &file.provider;
+    let is_smtp = |kind: &Value| matches!(kind, Value::Text(kind) if kind == "smtp");
+    if !provider.value("kind").is_some_and(|kind| is_smtp(&kind)) {
+        return;
+    }
+    let username = match provider.value("username") {
+        Some(Value::Text(username)) => Some(username),
+        _ => None,
+    };
+    let sender = || match provider.value("sender") {
+        Some(Value::Mailbox(sender)) => Some(sender.as_str().to_owned()),
+        _ => None,
+    };
+    let Some(lane) = username.or_else(sender) else { return };
+    for (name, section) in &file.throttle_mailbox {
+        if !name.eq_ignore_ascii_case(&lane) {
+            let text =
+                format!("is no lane, so it has no effect; the one of this provider is \"{lane}\"");
+            findings.warning(section.at.unwrap_or_default(), &section.header, text);
+        }
     }
 }
 

@@ -17,7 +17,9 @@ use tracing::{error, info, warn};
 use crate::clock;
 use crate::config::{InDoubt, Retry};
 use crate::delivery::gate::{Admit, Change, Gate, Pass};
-use crate::delivery::operator::{self, Answer, Look, Place, Request, Requests, Subject, Work};
+use crate::delivery::operator::{
+    self, Answer, Look, Obstacle, Place, Request, Requests, Subject, Work,
+};
 use crate::delivery::reports::{self, Desk, House};
 use crate::delivery::retry;
 use crate::delivery::schedule::{Schedule, Turn};
@@ -67,8 +69,10 @@ pub struct Dispatcher<S> {
     held: usize,
     /// One letter to the postmaster at a time.
     errand: JoinSet<()>,
-    /// The notice that it takes the place of.
-    replaced: Option<SpoolId>,
+    /// The notice that it takes the place of, and what that was to the schedule.
+    replaced: Option<(SpoolId, Place)>,
+    /// The notice of an outage that lasts: it waits for the end of it, and so for the one that tells the whole.
+    kept: Option<SpoolId>,
     /// Queued on disk, but they cannot be read back.
     unreadable: HashSet<SpoolId>,
     requests: Requests,
@@ -139,6 +143,7 @@ impl<S: Spool> Dispatcher<S> {
             held: 0,
             errand: JoinSet::new(),
             replaced: None,
+            kept: None,
             unreadable: HashSet::new(),
             requests,
             asked: VecDeque::new(),
@@ -181,6 +186,7 @@ impl<S: Spool> Dispatcher<S> {
     pub fn load(&mut self) {
         let (now, wall) = (clock::now(), clock::wall());
         let retry = &self.shared.settings.retry;
+        let notice = self.outage_notice();
         let mut after = None;
         loop {
             let heads = self.shared.spool.heads(after, HEADS);
@@ -189,6 +195,7 @@ impl<S: Spool> Dispatcher<S> {
             for head in heads {
                 match head.state {
                     QueueState::Queued if head.in_doubt => self.in_doubt.push(head.id),
+                    QueueState::Queued if notice == Some(head.id) => self.kept = notice,
                     QueueState::Queued => {
                         // A clock that stepped does not make mail wait longer than the schedule ever would (R73).
                         let wait = head.due.since(wall).min(retry::longest(retry));
@@ -219,7 +226,13 @@ impl<S: Spool> Dispatcher<S> {
                 return None;
             }
             let again = self.retrying.len() < most_retries(allowance);
-            let next_at = self.schedule.next_at(again)?;
+            let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+            if !is_due(self.schedule.next_at(true)) {
+                let change = self.shared.gate().idle(now);
+                self.shared.tell(change, None);
+            }
+            let alone = || self.probes_by_notice().then_some(now);
+            let next_at = self.schedule.next_at(again).or_else(alone)?;
             if next_at > now {
                 return Some(next_at);
             }
@@ -228,11 +241,8 @@ impl<S: Spool> Dispatcher<S> {
                 Admit::Probe => Pass::Probe,
                 Admit::Wait(until) => return until,
             };
-            let (id, turn) = self.schedule.pop(now, again)?;
-            if self.replaced == Some(id) {
-                self.shared.gate().unclear(pass, now);
-                continue;
-            }
+            let kept = || self.kept.take().map(|id| (id, Turn::Again));
+            let (id, turn) = self.schedule.pop(now, again).or_else(kept)?;
             let attempt = attempt(Arc::clone(&self.shared), Arc::clone(&provider), id, pass);
             let task = self.attempts.spawn(attempt);
             self.in_flight.insert(task.id(), (id, pass));
@@ -244,8 +254,28 @@ impl<S: Spool> Dispatcher<S> {
 
     /// Puts a message back that was tried.
     fn put_back(&mut self, id: SpoolId, at: Instant) {
+        match self.outage_notice() == Some(id) {
+            true => self.kept = Some(id),
+            false => self.put_in_turn(id, at),
+        }
+    }
+
+    fn put_in_turn(&mut self, id: SpoolId, at: Instant) {
         let turn = self.shared.spool.head(id).map_or(Turn::Again, |head| turn(&head));
         self.schedule.push(id, turn, at);
+    }
+
+    /// Puts a message where it is to be, which was taken from where it was.
+    fn put(&mut self, id: SpoolId, place: Place) {
+        match place {
+            Place::Due(at) => self.put_in_turn(id, at),
+            Place::Kept => self.put_back(id, clock::now()),
+            Place::Held => self.held += 1,
+            Place::Unreadable => {
+                self.unreadable.insert(id);
+            }
+            Place::Out => {}
+        }
     }
 
     fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) {
@@ -279,9 +309,9 @@ impl<S: Spool> Dispatcher<S> {
                 in_flight.sort_unstable();
                 let mut unreadable: Vec<_> = self.unreadable.iter().copied().collect();
                 unreadable.sort_unstable();
-                let closed = operator::closed(&self.shared.gate(), clock::now(), clock::wall());
+                let obstacle = self.shared.obstacle();
                 // Who asked may have gone.
-                reply.send(Look { in_flight, unreadable, closed }).unwrap_or_default();
+                reply.send(Look { in_flight, unreadable, obstacle }).unwrap_or_default();
             }
         }
     }
@@ -292,7 +322,9 @@ impl<S: Spool> Dispatcher<S> {
         if self.answering.is_some() {
             return;
         }
-        let Some(operator::Change { verb, ids, reply }) = self.asked.pop_front() else { return };
+        let Some(operator::Change { verb, doubts, ids, reply }) = self.asked.pop_front() else {
+            return;
+        };
         let in_flight: HashSet<_> = self.in_flight.values().map(|(id, _)| *id).collect();
         let heads: Vec<_> = ids.iter().map(|(id, _)| (*id, self.shared.spool.head(*id))).collect();
         let judged: HashMap<_, _> = ids.into_iter().collect();
@@ -315,16 +347,23 @@ impl<S: Spool> Dispatcher<S> {
                 Some(_) if in_flight.contains(&id) => {
                     Err(Answer::Busy("it is being sent now; try again when that has ended"))
                 }
+                Some(_) if self.replaced.is_some_and(|(replaced, _)| replaced == id) => {
+                    Err(Answer::Busy("the postmaster is being written to; try again"))
+                }
                 Some(QueueState::Held) => Ok(Place::Held),
                 Some(QueueState::Failed) => Ok(Place::Out),
                 Some(QueueState::Queued) => match waited.remove(&id) {
                     Some(at) => Ok(Place::Due(at)),
+                    None if self.kept == Some(id) => Ok(Place::Kept),
                     None if self.unreadable.contains(&id) => Ok(Place::Unreadable),
                     None => Err(Answer::Busy("it was accepted this moment; try again")),
                 },
             };
             match was {
-                Ok(was) => self.changing.push((id, was)),
+                Ok(was) => {
+                    self.kept = self.kept.filter(|kept| *kept != id);
+                    self.changing.push((id, was));
+                }
                 Err(answer) => answering.answers.push((id, answer)),
             }
         }
@@ -339,13 +378,14 @@ impl<S: Spool> Dispatcher<S> {
             metrics: Arc::clone(&shared.metrics),
             log: shared.log.clone(),
             verb,
+            doubts,
+            obstacle: shared.obstacle(),
         };
         self.change.spawn(work.carry_out(subjects.collect()));
         self.answering = Some(answering);
     }
 
-    /// A change has ended, or panicked: then the messages are what they were before, as far as anyone knows, and an
-    /// attempt finds out.
+    /// A change has ended, or panicked. What each message is by now the spool knows best.
     fn changed(&mut self, done: Option<Vec<(SpoolId, Answer, Place)>>) {
         let changing = mem::take(&mut self.changing);
         let lost = || Answer::Error("the change ended before its end; the log says why".to_owned());
@@ -359,19 +399,15 @@ impl<S: Spool> Dispatcher<S> {
                 Some(Place::Unreadable) => {
                     self.unreadable.remove(&id);
                 }
-                Some(Place::Due(_) | Place::Out) | None => {}
+                Some(Place::Due(_) | Place::Kept | Place::Out) | None => {}
             }
-            match place {
-                Place::Due(at) => self.put_back(id, at),
-                Place::Held => self.held += 1,
-                Place::Unreadable => {
-                    self.unreadable.insert(id);
-                }
-                Place::Out => {}
-            }
+            let state = self.shared.spool.head(id).map(|head| head.state);
+            self.put(id, place.agreeing_with(state, clock::now()));
             answers.push((id, answer));
         }
-        // Who asked may have gone.
+        // Before he who asked looks.
+        self.count();
+        // He may have gone.
         reply.send(answers).unwrap_or_default();
     }
 
@@ -382,18 +418,34 @@ impl<S: Spool> Dispatcher<S> {
         let count = |state, n: usize| {
             metrics.queue.with_label_values(&[state]).set(i64::try_from(n).unwrap_or(i64::MAX));
         };
-        let changing = self.changing.iter().filter(|(_, was)| matches!(was, Place::Due(_))).count();
-        count("queued", self.schedule.len() + in_flight + changing);
+        count("queued", self.queued());
         count("held", self.held + self.unreadable.len());
         metrics.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
     }
 
-    /// Lets what is under way end within `grace`; what does not is in doubt where its content was given away.
+    fn queued(&self) -> usize {
+        let is_queued = |(_, was): &&(SpoolId, Place)| matches!(was, Place::Due(_) | Place::Kept);
+        let changing = self.changing.iter().chain(&self.replaced).filter(is_queued).count();
+        self.schedule.len() + self.attempts.len() + changing + usize::from(self.kept.is_some())
+    }
+
+    /// Lets what is under way end within `grace`; what does not is in doubt where its content was given away. Operators
+    /// may look on meanwhile, and nothing more is changed for them.
     async fn finish(&mut self, grace: Duration) {
+        // Who asked learns it by the end of his channel.
+        self.asked.clear();
         let all = async {
-            while self.attempts.join_next().await.is_some() {}
-            while let Some(changed) = self.change.join_next().await {
-                self.changed(changed.ok());
+            while !(self.attempts.is_empty() && self.change.is_empty()) {
+                self.count();
+                // As in `run`.
+                tokio::select! {
+                    Some(ended) = self.attempts.join_next_with_id() => self.ended(ended),
+                    Some(changed) = self.change.join_next() => self.changed(changed.ok()),
+                    Some(request) = self.requests.next() => {
+                        self.asked(request);
+                        self.asked.clear();
+                    }
+                }
             }
         };
         if tokio::time::timeout(grace, all).await.is_err() {
@@ -413,6 +465,17 @@ impl<S> Shared<S> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is in the way of whatever is due now.
+    fn obstacle(&self) -> Option<Obstacle> {
+        match self.provider {
+            None => Some(Obstacle::NoProvider),
+            Some(_) => {
+                let closed = operator::closed(&self.gate(), clock::now(), clock::wall());
+                closed.map(Obstacle::Closed)
+            }
+        }
+    }
+
     fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -425,7 +488,7 @@ impl<S> Shared<S> {
                 self.metrics.provider_open.set(0);
                 self.trouble.send_replace(Some(cause.clone()));
                 let (scope, stage) = (cause.scope.label(), cause.stage.label());
-                error!(event = "closed", scope, stage, words = %cause.words, "deliveries wait: {cause}; the provider is probed until it works, nothing is lost or bounced meanwhile");
+                error!(event = "closed", scope, stage, words = %cause.words, "deliveries wait: {}; the provider is probed until it works, nothing is lost or bounced meanwhile", cause.with_cure());
             }
             (Change::Opened(after), _) => {
                 self.metrics.provider_open.set(1);
@@ -569,6 +632,8 @@ enum Stop {
     Trouble,
     /// It may be the provider, or this message after all.
     Suspicion,
+    /// The account was refused over a null reverse path.
+    NullPath,
     /// The provider serves others and had no connection to spare for this one.
     Busy,
     /// The spool cannot take a mark, so nothing may leave.
@@ -734,26 +799,23 @@ impl<'a, S: Spool> Round<'a, S> {
         let (now, random) = (clock::now(), fastrand::f64());
         let causes = || outcomes.iter().filter_map(|(_, outcome)| outcome.cause());
         let wide = causes().find(|cause| cause.scope >= Scope::Sender);
-        // What came before any message was named, or names a time, is no message's doing; nor is what Graph has against
-        // all of them.
-        let is_certain = |cause: &&Cause| {
-            let of_all = cause.scope == Scope::Provider && cause.stage.is_graph();
-            cause.stage < Stage::Mail || cause.retry_after.is_some() || of_all
-        };
-        let certain = wide.filter(is_certain);
+        let certain = wide.filter(|cause| cause.is_certain());
         let suspect = wide.or_else(|| causes().find(|cause| cause.lost));
+        let passed = outcomes.iter().any(|(_, outcome)| outcome.cause().is_none());
+        let null_path = !passed && causes().any(|cause| cause.null_path);
         let local =
             causes().count() == outcomes.len() && causes().all(|cause| cause.stage == Stage::Local);
         // Refused a connection for now while others are served: the provider has no more to spare.
         let is_refusal = |outcome: &Outcome| match outcome {
             Outcome::Deferred(cause) => cause.stage < Stage::Mail && cause.retry_after.is_none(),
-            Outcome::Delivered(_) | Outcome::Failed(_) | Outcome::Held(_) => false,
+            Outcome::Held(cause) => cause.busy,
+            Outcome::Delivered(_) | Outcome::Failed(_) => false,
         };
         let refused = outcomes.iter().any(|(_, outcome)| is_refusal(outcome));
         let most = self.shared.settings.concurrency;
         let mut gate = self.shared.gate();
         let (change, cause) = match (certain, suspect) {
-            (Some(_), _) if refused && gate.busy(self.pass, most, self.began, now) => {
+            (_, Some(_)) if refused && gate.busy(self.pass, most, self.began, now) => {
                 self.stopped = Some(Stop::Busy);
                 (Change::Unchanged, None)
             }
@@ -768,6 +830,14 @@ impl<'a, S: Spool> Round<'a, S> {
                     self.stopped = Some(Stop::Suspicion);
                 }
                 (change, Some(cause))
+            }
+            // What is said over a null reverse path speaks neither against the account nor for it.
+            (None, None) if null_path => {
+                if outcomes.iter().any(|(_, outcome)| matches!(outcome, Outcome::Deferred(_))) {
+                    self.stopped = Some(Stop::NullPath);
+                }
+                gate.unclear(self.pass, now);
+                (Change::Unchanged, None)
             }
             (None, None) if local => {
                 gate.unclear(self.pass, now);
@@ -949,7 +1019,7 @@ impl<'a, S: Spool> Round<'a, S> {
             (Some(Stop::Suspicion), Some(until)) => until.max(now + retry.first),
             // Its own deferral; or the account was refused over this message alone, while others pass: then it comes
             // back ever more rarely, and is never given up for it.
-            (None, _) | (Some(Stop::Suspicion), None) => {
+            (None | Some(Stop::NullPath), _) | (Some(Stop::Suspicion), None) => {
                 let progress = &mut self.message.progress;
                 progress.attempts = progress.attempts.saturating_add(1);
                 let delay = retry::delay(retry, progress.attempts, fastrand::f64());

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::delivery::retry::spread;
 use crate::envelope::SpoolId;
-use crate::outcome::Cause;
+use crate::outcome::{Cause, Scope};
 
 /// First and longest time between probes.
 const PROBE_FIRST: Duration = Duration::from_secs(1);
@@ -89,12 +89,17 @@ impl Gate {
         self.closed.as_ref().map(|closed| closed.since)
     }
 
+    /// Whether it is closed, and the last probe was answered.
+    pub fn is_opening(&self) -> bool {
+        self.closed.as_ref().is_some_and(|closed| closed.passed_probes > 0)
+    }
+
     /// How many attempts may be under way, of the `most` that are configured.
     pub fn allowance(&self, most: usize) -> usize {
         self.shrunk.map_or(most, |(shrunk, _)| shrunk.min(most))
     }
 
-    /// The provider refused a connection. Where it has answered another attempt since this one began at `since`, or just
+    /// The provider refused a connection, or wants fewer. Where it has answered another attempt since this one began at `since`, or just
     /// before, it has no more to spare, which is no trouble: fewer are asked for, and slowly more again. Otherwise this
     /// says no, and changes nothing.
     pub fn busy(&mut self, pass: Pass, most: usize, since: Instant, now: Instant) -> bool {
@@ -149,9 +154,23 @@ impl Gate {
         if closed.passed_probes < PROBES_TO_OPEN {
             return Change::Unchanged;
         }
-        let since = closed.since;
-        self.closed = None;
-        Change::Opened(now.saturating_duration_since(since))
+        self.open(now)
+    }
+
+    /// Nothing is due that could be a probe. Where one has passed, that has to do: else the gate would stay closed until
+    /// there is mail again, however long that is.
+    pub fn idle(&mut self, now: Instant) -> Change {
+        match &self.closed {
+            Some(closed) if closed.passed_probes > 0 && !closed.probing => self.open(now),
+            Some(_) | None => Change::Unchanged,
+        }
+    }
+
+    fn open(&mut self, now: Instant) -> Change {
+        match self.closed.take() {
+            Some(closed) => Change::Opened(now.saturating_duration_since(closed.since)),
+            None => Change::Unchanged,
+        }
     }
 
     /// The trouble is the provider's or the account's, and no message's: it closes at once.
@@ -161,7 +180,8 @@ impl Gate {
 
     /// The connection was lost in the middle of a message, or the account was refused over one. That message may be the
     /// reason itself, and does not close the gate; two different ones in a row, with nothing that passed between, are the
-    /// provider's trouble. As it may still be the messages', the next probe is not put off further each time.
+    /// provider's trouble. Where it may still be the messages', the next probe is not put off further each time; what
+    /// speaks of the account is believed so far.
     pub fn suspect(
         &mut self,
         pass: Pass,
@@ -173,6 +193,7 @@ impl Gate {
         let others = self.suspect.is_some_and(|last| last != id);
         self.suspect = Some(id);
         match self.closed.is_some() || others {
+            true if cause.scope >= Scope::Sender => self.close(pass, cause, now, random, PROBE_MAX),
             true => self.close(pass, cause, now, random, PROBE_FIRST),
             false => Change::Unchanged,
         }
@@ -229,7 +250,7 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::{Scope, Stage};
+    use crate::outcome::Stage;
 
     fn refused() -> Cause {
         Cause::new(Scope::Provider, Stage::Connect, "connection refused")
@@ -284,7 +305,9 @@ mod tests {
             Change::Unchanged,
             "an attempt from before proves nothing"
         );
+        assert!(!gate.is_opening());
         assert_eq!(gate.answered(Pass::Probe, at), Change::Unchanged);
+        assert!(gate.is_opening());
         assert_eq!(gate.admit(at), Admit::Probe, "the second follows at once");
         assert_eq!(gate.answered(Pass::Probe, at), Change::Opened(PROBE_FIRST));
         assert_eq!(gate.admit(at), Admit::Freely);
@@ -321,13 +344,49 @@ mod tests {
     fn suspicion_does_not_put_probes_off_further() {
         let mut now = crate::clock::now();
         let mut gate = Gate::new();
-        gate.suspect(Pass::Free, A, &refused(), now, 0.5);
-        gate.suspect(Pass::Free, B, &refused(), now, 0.5);
+        let lost = Cause { lost: true, ..Cause::new(Scope::Message, Stage::Data, "lost") };
+        gate.suspect(Pass::Free, A, &lost, now, 0.5);
+        gate.suspect(Pass::Free, B, &lost, now, 0.5);
         for _ in 0..9 {
             now += PROBE_FIRST;
             assert_eq!(gate.admit(now), Admit::Probe);
-            gate.suspect(Pass::Probe, A, &refused(), now, 0.5);
+            gate.suspect(Pass::Probe, A, &lost, now, 0.5);
         }
+    }
+
+    #[test]
+    fn suspicion_of_the_account_puts_probes_off_as_trouble_does() {
+        let mut now = crate::clock::now();
+        let mut gate = Gate::new();
+        let blocked = Cause::new(Scope::Provider, Stage::EndOfData, "550 5.7.708");
+        gate.suspect(Pass::Free, A, &blocked, now, 0.5);
+        gate.suspect(Pass::Free, B, &blocked, now, 0.5);
+        let mut waits = Vec::new();
+        for _ in 0..11 {
+            let Admit::Wait(Some(until)) = gate.admit(now) else { panic!("it waits") };
+            waits.push((until - now).as_secs());
+            now = until;
+            assert_eq!(gate.admit(now), Admit::Probe);
+            gate.suspect(Pass::Probe, A, &blocked, now, 0.5);
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+    }
+
+    #[test]
+    fn one_passed_probe_opens_it_where_nothing_is_left_for_a_second() {
+        let now = crate::clock::now();
+        let mut gate = Gate::new();
+        assert_eq!(gate.idle(now), Change::Unchanged, "it is open");
+        gate.trouble(Pass::Free, &refused(), now, 0.5);
+        assert_eq!(gate.idle(now), Change::Unchanged, "nothing has passed");
+        let at = now + PROBE_FIRST;
+        assert_eq!(gate.admit(at), Admit::Probe);
+        gate.answered(Pass::Probe, at);
+        assert_eq!(gate.admit(at), Admit::Probe);
+        assert_eq!(gate.idle(at), Change::Unchanged, "the second is under way");
+        gate.unclear(Pass::Probe, at);
+        assert_eq!(gate.idle(at), Change::Opened(PROBE_FIRST));
+        assert_eq!(gate.admit(at), Admit::Freely);
     }
 
     #[test]

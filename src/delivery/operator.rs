@@ -8,9 +8,9 @@ use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
-use crate::clock;
+use crate::clock::{self, Time};
 use crate::delivery::gate::Gate;
-use crate::envelope::{Head, Progress, QueueState, RcptStatus, SpoolId, UnixMillis};
+use crate::envelope::{Head, Progress, QueueState, Rcpt, RcptStatus, SpoolId, UnixMillis};
 use crate::metrics::Metrics;
 use crate::outcome::{Cause, Outcome, Scope, Stage};
 use crate::smtp::reply::Escaped;
@@ -41,8 +41,34 @@ pub enum Answer {
     Busy(&'static str),
     /// It is not in a state for this; why.
     NotNow(&'static str),
+    /// It may have been taken, and nobody has said that it is to be sent all the same.
+    InDoubt,
+    /// It cannot be read back; why, and what to do.
+    Damaged(String),
     /// It could not be read or written.
     Error(String),
+}
+
+/// What a verb does to those that a filter finds and that may have been taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubts {
+    /// What would send them leaves them alone.
+    Spare,
+    /// They are meant.
+    Take,
+}
+
+/// What is said of a message that cannot be read back.
+pub fn damaged(error: &SpoolError) -> String {
+    format!(
+        "{error}; it stays in the spool and is not tried. While the gateway is down, `mailsluice spool verify` says what \
+         is damaged; `mailsluice queue delete` takes the message out of the spool"
+    )
+}
+
+/// Whether some recipient may have been reached without a word about it. A mark of an attempt that goes on says nothing.
+pub fn is_in_doubt(head: &Head, progress: &Progress, is_in_flight: bool) -> bool {
+    head.in_doubt || !progress.doubtful.is_empty() || !(progress.sending.is_empty() || is_in_flight)
 }
 
 /// What is under way, for who shows it.
@@ -52,10 +78,16 @@ pub struct Look {
     pub in_flight: Vec<SpoolId>,
     /// Queued on disk, but they cannot be read back and are not tried; in the order of their ids.
     pub unreadable: Vec<SpoolId>,
-    pub closed: Option<Closed>,
+    pub obstacle: Option<Obstacle>,
 }
 
-/// Why nothing goes to the provider now.
+/// Why nothing goes to a provider now.
+#[derive(Clone, Debug)]
+pub enum Obstacle {
+    NoProvider,
+    Closed(Closed),
+}
+
 #[derive(Clone, Debug)]
 pub struct Closed {
     pub why: Cause,
@@ -64,13 +96,30 @@ pub struct Closed {
     pub until: UnixMillis,
 }
 
-/// The dispatcher has ended.
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoProvider => {
+                f.write_str("no provider is set, and mail is kept until there is one")
+            }
+            Self::Closed(Closed { why, since, until }) => {
+                let (since, until) = (Time(*since), Time(*until));
+                write!(
+                    f,
+                    "the provider is closed since {since}: {why}; it is probed from {until} on"
+                )
+            }
+        }
+    }
+}
+
+/// The dispatcher is ending, and changes nothing any more; or it has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopping;
 
 impl fmt::Display for Stopping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the gateway is stopping")
+        f.write_str("the gateway is stopping; ask again when it has been started")
     }
 }
 
@@ -81,6 +130,7 @@ pub(super) enum Request {
 
 pub(super) struct Change {
     pub(super) verb: Verb,
+    pub(super) doubts: Doubts,
     /// With the head that a filter took it by, where one did.
     pub(super) ids: Vec<(SpoolId, Option<Head>)>,
     pub(super) reply: oneshot::Sender<Vec<(SpoolId, Answer)>>,
@@ -119,7 +169,8 @@ impl Operator {
         verb: Verb,
         ids: Vec<SpoolId>,
     ) -> Result<Vec<(SpoolId, Answer)>, Stopping> {
-        self.change_all(verb, ids.into_iter().map(|id| (id, None)).collect()).await
+        let ids = ids.into_iter().map(|id| (id, None)).collect();
+        self.change_all(verb, ids, Doubts::Take).await
     }
 
     /// The same for what a filter has found: a message that has changed since it was looked at is left alone, for the
@@ -128,17 +179,20 @@ impl Operator {
         &self,
         verb: Verb,
         found: Vec<Head>,
+        doubts: Doubts,
     ) -> Result<Vec<(SpoolId, Answer)>, Stopping> {
-        self.change_all(verb, found.into_iter().map(|head| (head.id, Some(head))).collect()).await
+        let ids = found.into_iter().map(|head| (head.id, Some(head))).collect();
+        self.change_all(verb, ids, doubts).await
     }
 
     async fn change_all(
         &self,
         verb: Verb,
         ids: Vec<(SpoolId, Option<Head>)>,
+        doubts: Doubts,
     ) -> Result<Vec<(SpoolId, Answer)>, Stopping> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Request::Change(Change { verb, ids, reply })).await?;
+        self.ask(Request::Change(Change { verb, doubts, ids, reply })).await?;
         answer.await.map_err(|_gone| Stopping)
     }
 
@@ -147,6 +201,7 @@ impl Operator {
     }
 }
 
+/// What is in the way while there is a provider.
 pub(super) fn closed(gate: &Gate, now: Instant, wall: UnixMillis) -> Option<Closed> {
     let (why, until) = gate.closed()?;
     let ago = now.saturating_duration_since(gate.closed_since()?);
@@ -158,16 +213,33 @@ pub(super) fn closed(gate: &Gate, now: Instant, wall: UnixMillis) -> Option<Clos
     })
 }
 
-/// What a message is to the schedule when a verb is done with it.
+/// What a message is to the schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// Queued, and due then.
     Due(Instant),
+    /// Queued, and kept back until an outage ends.
+    Kept,
     Held,
     /// Queued on disk, but it cannot be read back.
     Unreadable,
     /// Failed, or gone.
     Out,
+}
+
+impl Place {
+    /// The place of a message that the spool says to be in `state` (none: it is gone). A verb that came to a bad end may
+    /// have changed it all the same, and what is queued must be in the schedule.
+    pub(super) fn agreeing_with(self, state: Option<QueueState>, now: Instant) -> Self {
+        match (state, self) {
+            (None | Some(QueueState::Failed), _) => Self::Out,
+            (Some(QueueState::Held), _) => Self::Held,
+            (Some(QueueState::Queued), Self::Due(at)) => Self::Due(at),
+            (Some(QueueState::Queued), Self::Kept) => Self::Kept,
+            (Some(QueueState::Queued), Self::Unreadable) => Self::Unreadable,
+            (Some(QueueState::Queued), Self::Held | Self::Out) => Self::Due(now),
+        }
+    }
 }
 
 /// A message that a verb is for. Nobody else changes it meanwhile.
@@ -185,42 +257,71 @@ pub(super) struct Work<S> {
     pub(super) metrics: Arc<Metrics>,
     pub(super) log: Written,
     pub(super) verb: Verb,
+    pub(super) doubts: Doubts,
+    /// What is in the way of whatever is due now.
+    pub(super) obstacle: Option<Obstacle>,
 }
 
 impl<S: Spool> Work<S> {
-    /// The last one is durable when this returns, and with it those before.
+    /// All that was done is durable when this returns.
     pub(super) async fn carry_out(self, subjects: Vec<Subject>) -> Vec<(SpoolId, Answer, Place)> {
         let last = subjects.last().map(|subject| subject.id);
         let mut done = Vec::with_capacity(subjects.len());
+        let mut is_synced = true;
         for subject in subjects {
             let durability = match Some(subject.id) == last {
                 true => Durability::Durable,
                 false => Durability::Lazy,
             };
-            let (answer, place) = self.one(&subject, durability).await;
+            let (answer, place) = self.one(&subject, durability, &mut is_synced).await;
             done.push((subject.id, answer, place));
+        }
+        // The last one syncs for those before it, unless there was nothing to write for it.
+        if !is_synced {
+            self.sync().await;
         }
         done
     }
 
-    async fn one(&self, subject: &Subject, durability: Durability) -> (Answer, Place) {
+    async fn sync(&self) {
+        // It takes away what is not there.
+        let nothing = Op::Note { key: "sync".into(), bytes: Vec::new() };
+        if let Err(error) = self.spool.apply(vec![nothing], Durability::Durable).await {
+            warn!(%error, "what an operator asked for is done, but a loss of power may undo it: {error}");
+        }
+    }
+
+    async fn one(
+        &self,
+        subject: &Subject,
+        durability: Durability,
+        is_synced: &mut bool,
+    ) -> (Answer, Place) {
         let (id, was) = (subject.id, subject.was);
         if subject.judged.is_some_and(|judged| self.spool.head(id) != Some(judged)) {
             let why = "it has changed since the filter looked at it, and was left alone; try again";
             return (Answer::Busy(why), was);
         }
-        if let (Verb::Retry, Place::Unreadable) = (self.verb, was) {
-            // The attempt reads it again.
-            info!(event = "retried", %id, "message {id} is tried now: an operator asked for it");
-            return (Answer::Done, Place::Due(clock::now()));
-        }
         let Some(head) = self.spool.head(id) else { return (Answer::NotFound, Place::Out) };
-        if let Some(why) = refusal(self.verb, head.state) {
+        // What cannot be read is shown as held.
+        if was != Place::Unreadable
+            && let Some(why) = refusal(self.verb, head.state)
+        {
             return (Answer::NotNow(why), was);
         }
+        let mut unreported = Vec::new();
         let op = match self.verb {
-            Verb::Delete => Op::Delete { id },
+            Verb::Delete => {
+                // What has failed is told already; what cannot be read cannot be told of either.
+                if head.state != QueueState::Failed
+                    && let Ok(stored) = self.spool.open(id).await
+                {
+                    unreported = untold_failures(&stored.envelope.rcpts, &stored.progress);
+                }
+                Op::Delete { id }
+            }
             Verb::Retry | Verb::Hold | Verb::Release => match self.spool.open(id).await {
+                Ok(stored) if self.spares(&head, &stored) => return (Answer::InDoubt, was),
                 // An attempt left its mark: the next one sees it, and does as retry.in_doubt says.
                 Ok(stored) if self.verb == Verb::Retry && is_left_open(&stored, head.state) => {
                     self.tell(id);
@@ -228,12 +329,19 @@ impl<S: Spool> Work<S> {
                 }
                 Ok(stored) => self.change(stored, head.state).await,
                 Err(SpoolError::Unknown(_)) => return (Answer::NotFound, Place::Out),
+                Err(error @ SpoolError::Damaged(..)) => {
+                    return (Answer::Damaged(damaged(&error)), was);
+                }
                 Err(error) => return (Answer::Error(error.to_string()), was),
             },
         };
         match self.spool.apply(vec![op], durability).await {
             Ok(()) => {
+                *is_synced = durability == Durability::Durable;
                 self.tell(id);
+                for to in unreported {
+                    warn!(event = "unreported", %id, kind = "failure", %to, "nobody is told that message {id} failed for <{to}>: an operator deleted it before there was room for a report");
+                }
                 let place = match self.verb {
                     Verb::Retry | Verb::Release => Place::Due(clock::now()),
                     Verb::Hold => Place::Held,
@@ -244,6 +352,14 @@ impl<S: Spool> Work<S> {
             Err(SpoolError::Unknown(_)) => (Answer::NotFound, Place::Out),
             Err(error) => (Answer::Error(error.to_string()), was),
         }
+    }
+
+    fn spares(&self, head: &Head, stored: &Stored) -> bool {
+        let sends = match self.verb {
+            Verb::Retry | Verb::Release => true,
+            Verb::Hold | Verb::Delete => false,
+        };
+        sends && self.doubts == Doubts::Spare && is_in_doubt(head, &stored.progress, false)
     }
 
     /// What is written: the progress as it was read, for nobody else writes meanwhile.
@@ -279,13 +395,15 @@ impl<S: Spool> Work<S> {
     }
 
     fn tell(&self, id: SpoolId) {
+        let waits =
+            self.obstacle.as_ref().map(|it| format!("; it waits: {it}")).unwrap_or_default();
         match self.verb {
             Verb::Retry => {
-                info!(event = "retried", %id, "message {id} is tried now: an operator asked for it");
+                info!(event = "retried", %id, "message {id} is due now: an operator asked for it{waits}");
             }
             Verb::Hold => info!(event = "held", %id, "message {id} waits: an operator holds it"),
             Verb::Release => {
-                info!(event = "released", %id, "message {id} is queued again: an operator released it");
+                info!(event = "released", %id, "message {id} is queued again and due: an operator released it{waits}");
             }
             Verb::Delete => {
                 warn!(event = "deleted", %id, "message {id} is gone from the spool: an operator deleted it");
@@ -305,6 +423,15 @@ fn refusal(verb: Verb, state: QueueState) -> Option<&'static str> {
         | (Verb::Hold, QueueState::Queued)
         | (Verb::Release, QueueState::Held) => None,
     }
+}
+
+/// The recipients, escaped, whose failure is still to be reported.
+fn untold_failures(rcpts: &[Rcpt], progress: &Progress) -> Vec<String> {
+    let position = |at: &u32| usize::try_from(*at).ok();
+    let failed = |at: &usize| matches!(progress.rcpts.get(*at), Some(RcptStatus::Failed(_)));
+    let untold = progress.untold.iter().filter_map(position).filter(failed);
+    let untold = untold.filter_map(|at| rcpts.get(at));
+    untold.map(|rcpt| Escaped(rcpt.path.as_str().as_bytes()).to_string()).collect()
 }
 
 fn is_left_open(stored: &Stored, state: QueueState) -> bool {
@@ -352,6 +479,8 @@ fn begun_anew(mut progress: Progress, now: UnixMillis) -> Progress {
 mod tests {
     use super::*;
     use crate::outcome::Receipt;
+    use crate::smtp::address::{Charset, ForwardPath};
+    use crate::smtp::params::Notify;
 
     fn failed() -> RcptStatus {
         RcptStatus::Failed(Cause::new(Scope::Recipient, Stage::Rcpt, "550 no"))
@@ -391,6 +520,42 @@ mod tests {
         assert_eq!(progress.doubtful, [2, 0]);
         assert!(progress.sending.is_empty() && progress.rcpts[1] == failed());
         assert!(fold_doubt(&mut progress).is_empty());
+    }
+
+    /// A `delete` took the message before its report had room, and nobody heard of it.
+    #[test]
+    fn a_failure_that_was_not_told_is_named_when_its_message_is_deleted() {
+        let rcpt = |path| Rcpt {
+            path: ForwardPath::parse(path, Charset::Ascii).unwrap(),
+            notify: Notify::Unsaid,
+            orcpt: None,
+        };
+        let paths = ["a@example.org", "b@example.org", "c@example.org", "d@example.org"];
+        let delivered = RcptStatus::Delivered(Receipt::new("250 ok"));
+        let progress = Progress {
+            rcpts: vec![failed(), failed(), delivered, failed()],
+            untold: vec![1, 2, 3, 9],
+            ..Progress::new(UnixMillis(0), 4)
+        };
+        let expected = ["b@example.org", "d@example.org"];
+        assert_eq!(untold_failures(&paths.map(rcpt), &progress), expected);
+    }
+
+    #[test]
+    fn whatever_a_verb_came_to_what_is_queued_is_in_the_schedule() {
+        let now = clock::now();
+        let later = Place::Due(now + std::time::Duration::from_secs(9));
+        let check = |place: Place, expected: [Place; 4]| {
+            let states = [QueueState::Queued, QueueState::Held, QueueState::Failed].map(Some);
+            let states = states.into_iter().chain([None]);
+            let places: Vec<_> = states.map(|state| place.agreeing_with(state, now)).collect();
+            assert_eq!(places, expected, "{place:?}");
+        };
+        check(later, [later, Place::Held, Place::Out, Place::Out]);
+        check(Place::Held, [Place::Due(now), Place::Held, Place::Out, Place::Out]);
+        check(Place::Out, [Place::Due(now), Place::Held, Place::Out, Place::Out]);
+        check(Place::Kept, [Place::Kept, Place::Held, Place::Out, Place::Out]);
+        check(Place::Unreadable, [Place::Unreadable, Place::Held, Place::Out, Place::Out]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::config::{Bounce, BounceTo};
 use crate::envelope::{
     Client, Envelope, Kind, Priority, Progress, Rcpt, RcptStatus, SpoolId, UnixMillis,
 };
-use crate::message::dsn::{self, Entry, Letterhead, News, Returned};
+use crate::message::dsn::{self, Entry, Letterhead, News, Reader, Returned, Why};
 use crate::message::received::date;
 use crate::outcome::{Cause, Outcome, Scope, Stage};
 use crate::smtp::address::{Charset, ForwardPath, Mailbox, ReversePath};
@@ -45,6 +45,13 @@ pub struct House {
     pub bounce: Bounce,
     /// `retry.give_up_after`
     pub give_up_after: Duration,
+}
+
+/// Who is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Audience<'a> {
+    pub to: &'a Mailbox,
+    pub reader: Reader,
 }
 
 /// A letter that is ready for the spool.
@@ -79,11 +86,7 @@ pub fn is_due(kind: Kind, notify: Notify, outcome: &Outcome) -> bool {
         (Kind::Notice, _) | (_, Outcome::Deferred(_) | Outcome::Held(_)) => false,
         (Kind::Report, Outcome::Failed(_)) => true,
         (Kind::Report, Outcome::Delivered(_)) => false,
-        (Kind::Mail, Outcome::Failed(_)) => match notify {
-            Notify::Unsaid => true,
-            Notify::Never => false,
-            Notify::On { failure, .. } => failure,
-        },
+        (Kind::Mail, Outcome::Failed(_)) => notify.wants_failure(),
         (Kind::Mail, Outcome::Delivered(receipt)) => {
             receipt.relayed && matches!(notify, Notify::On { success: true, .. })
         }
@@ -139,26 +142,27 @@ pub fn gist(entries: &[Entry<'_>]) -> Gist {
 }
 
 impl House {
-    /// Who is told of a message's end, and what such a letter is; else why nobody is.
+    /// Who is told of a message's end; else why nobody is.
     pub fn audience<'a>(
         &'a self,
         envelope: &'a Envelope,
         entries: &[Entry<'_>],
-    ) -> Result<(Kind, &'a Mailbox), &'static str> {
-        let postmaster = || {
-            let postmaster = self.bounce.postmaster.as_ref();
-            postmaster.map(|it| (Kind::Notice, it)).ok_or("and bounce.postmaster is not set")
+    ) -> Result<Audience<'a>, &'static str> {
+        let postmaster = |why| {
+            let to = self.bounce.postmaster.as_ref().ok_or("and bounce.postmaster is not set")?;
+            Ok(Audience { to, reader: Reader::Postmaster(why) })
         };
         match (envelope.kind, self.bounce.to) {
             (Kind::Notice, _) => Err("it was a report itself"),
-            (Kind::Report, _) => postmaster(),
+            (Kind::Report, _) => postmaster(Why::ReportFailed),
             (Kind::Mail, BounceTo::Nobody) => Err("bounce.to is \"none\""),
-            (Kind::Mail, BounceTo::Postmaster) => postmaster(),
+            (Kind::Mail, BounceTo::Postmaster) => postmaster(Why::Chosen),
             (Kind::Mail, BounceTo::Sender) => match &envelope.reverse_path {
-                ReversePath::Mailbox(sender) if is_reachable(sender, entries) => {
-                    Ok((Kind::Report, sender))
-                }
-                ReversePath::Mailbox(_) | ReversePath::Null => postmaster(),
+                ReversePath::Mailbox(to) => match why_not(to, entries) {
+                    Some(why) => postmaster(why),
+                    None => Ok(Audience { to, reader: Reader::Author }),
+                },
+                ReversePath::Null => postmaster(Why::NoAuthor),
             },
         }
     }
@@ -180,7 +184,7 @@ impl House {
     /// `content` is the message that is reported on, or as much of it as comes back.
     pub fn report(
         &self,
-        (kind, to): (Kind, &Mailbox),
+        Audience { to, reader }: Audience<'_>,
         original: &Envelope,
         entries: &[Entry<'_>],
         returned: Returned<'_>,
@@ -190,7 +194,13 @@ impl House {
         let from = self.from();
         let letterhead = Letterhead { id, at: now, hostname: &self.hostname, from: &from, to };
         let remote = self.server.as_deref();
-        let content = dsn::report(&dsn::Report { letterhead, original, entries, remote, returned });
+        let report = dsn::Report { letterhead, reader, original, entries, remote, returned };
+        let content = dsn::report(&report);
+        // Where that fails, the postmaster is told in the author's stead, and of his own letters nobody.
+        let kind = match reader {
+            Reader::Author => Kind::Report,
+            Reader::Postmaster(_) => Kind::Notice,
+        };
         self.letter(kind, id, now, from, to, content)
     }
 
@@ -233,6 +243,10 @@ impl House {
         Letter { envelope, content }
     }
 
+    fn server(&self) -> &str {
+        self.server.as_deref().unwrap_or("The provider")
+    }
+
     fn from(&self) -> Mailbox {
         let own = self.sender.clone().or_else(|| self.bounce.postmaster.clone());
         let postmaster = || Mailbox::parse(&format!("postmaster@{}", self.hostname), Charset::Utf8);
@@ -249,9 +263,8 @@ fn is_of_size(cause: &Cause) -> bool {
     by_status || cause.words.as_bytes().starts_with(b"552")
 }
 
-/// Whether anything can come to the sender: not where its domain is of this house alone, nor where it is who could not
-/// be reached.
-fn is_reachable(sender: &Mailbox, entries: &[Entry<'_>]) -> bool {
+/// Why nothing can come to the sender, if so.
+fn why_not(sender: &Mailbox, entries: &[Entry<'_>]) -> Option<Why> {
     let domain = sender.domain().to_ascii_lowercase();
     let is_local = [".local", ".localhost", ".internal", ".invalid"]
         .iter()
@@ -261,14 +274,21 @@ fn is_reachable(sender: &Mailbox, entries: &[Entry<'_>]) -> bool {
             matches!(&entry.rcpt.path, ForwardPath::Mailbox(mailbox) if mailbox == sender);
         is_sender && matches!(entry.news, News::Failed(_))
     });
-    domain.contains('.') && !is_local && !has_failed
+    match (domain.contains('.') && !is_local, has_failed) {
+        (false, _) => Some(Why::LocalAuthor),
+        (true, true) => Some(Why::AuthorFailed),
+        (true, false) => None,
+    }
 }
 
 /// What is remembered between letters.
 #[derive(Debug)]
 pub struct Desk {
-    /// When the hour began, and the reports in it.
-    hour: Option<(Instant, usize)>,
+    /// For each kind of report, when its hour began, and the reports in it: many delays are no reason to leave a failure
+    /// to the digest.
+    failures: Hour,
+    delays: Hour,
+    relays: Hour,
     digest: Digest,
     outage: Option<Outage>,
     /// The outage that is over, and when that was: its last notice is due.
@@ -276,6 +296,11 @@ pub struct Desk {
     /// Put into the spool and not yet into the schedule.
     put: Vec<SpoolId>,
 }
+
+type Hour = Option<(Instant, usize)>;
+
+/// What is remembered over a restart: a key, and what is noted under it; nothing takes it away.
+pub type Note = (Box<str>, Vec<u8>);
 
 /// What was not reported one by one.
 #[derive(Debug, Default)]
@@ -287,6 +312,8 @@ struct Digest {
     /// Of the two halves of the keys, the one that is written to: a note that goes with a digest under way is never one
     /// that came since.
     half: bool,
+    /// When its hour began.
+    since: Option<UnixMillis>,
     /// When the digest is due.
     due: Option<Instant>,
 }
@@ -304,6 +331,8 @@ struct Outage {
     /// The last notice of it, and when that was.
     last: Option<(SpoolId, UnixMillis)>,
     due: Instant,
+    /// This run has met it too. That of a former run may have ended since, which the next answer tells.
+    is_met: bool,
 }
 
 /// An outage as a note, from its first notice to its last.
@@ -328,11 +357,12 @@ pub struct Waiting {
 pub struct Errand {
     /// The label of logs and metrics.
     pub label: &'static str,
-    pub letter: Letter,
+    /// None where nobody is to be told, and notes are to go.
+    pub letter: Option<Letter>,
     /// A notice that says less, to be taken out of the queue where it still is there.
     pub replaces: Option<SpoolId>,
     /// Notes that go with it.
-    pub notes: Vec<(Box<str>, Vec<u8>)>,
+    pub notes: Vec<Note>,
 }
 
 impl Desk {
@@ -349,56 +379,78 @@ impl Desk {
             }
             let more = note(&format!("{half}/more")).and_then(|it| String::from_utf8(it).ok());
             digest.more += more.and_then(|it| it.parse().ok()).unwrap_or(0);
+            let since = note(&format!("{half}/since")).and_then(|it| String::from_utf8(it).ok());
+            let since = since.and_then(|it| it.parse().ok()).map(UnixMillis);
+            digest.since = digest.since.into_iter().chain(since).min();
         }
-        // It is not known when that was: now, which is once a start.
-        digest.due = (!digest.is_empty()).then_some(now);
+        if !digest.is_empty() {
+            let left = digest.since.map_or(Duration::ZERO, |it| it.plus(HOUR).since(wall));
+            digest.due = Some(now + left.min(HOUR));
+        }
         digest.half = digest.listed.back().is_some_and(|(key, _)| key.starts_with(HALVES[1]));
         let outage = note(OUTAGE).and_then(|it| Outage::read(&it, now, wall));
-        Self { hour: None, digest, outage, over: None, put: Vec::new() }
+        let (failures, delays, relays) = (None, None, None);
+        Self { failures, delays, relays, digest, outage, over: None, put: Vec::new() }
     }
 
-    /// Whether one more report may go out in this hour; it is counted then.
-    pub fn admits(&mut self, bounce: &Bounce, now: Instant) -> bool {
-        match &mut self.hour {
+    fn hour(&mut self, gist: Gist) -> &mut Hour {
+        match gist {
+            Gist::Failure => &mut self.failures,
+            Gist::Delay => &mut self.delays,
+            Gist::Relayed => &mut self.relays,
+        }
+    }
+
+    /// Whether one more report of that kind may go out in this hour; it is counted then.
+    pub fn admits(&mut self, gist: Gist, bounce: &Bounce, now: Instant) -> bool {
+        match self.hour(gist) {
             Some((since, count)) if now.saturating_duration_since(*since) < HOUR => {
                 *count += 1;
                 *count <= bounce.max_per_hour
             }
-            _ => {
-                self.hour = Some((now, 1));
+            hour => {
+                *hour = Some((now, 1));
                 true
             }
         }
     }
 
     /// A report that was admitted could not be written, and will be asked for again.
-    pub fn withdraw(&mut self) {
-        if let Some((_, count)) = &mut self.hour {
+    pub fn withdraw(&mut self, gist: Gist) {
+        if let Some((_, count)) = self.hour(gist) {
             *count = count.saturating_sub(1);
         }
     }
 
-    /// Puts a report on the list that did not go out: the note that goes into the spool with it.
-    pub fn list(&mut self, line: String, now: Instant) -> (Box<str>, Vec<u8>) {
+    /// Puts a report on the list that did not go out: the notes that go into the spool with it.
+    pub fn list(&mut self, line: String, now: Instant, wall: UnixMillis) -> [Note; 2] {
         let digest = &mut self.digest;
         digest.due.get_or_insert(now + HOUR);
+        let since = digest.since.get_or_insert(wall).0.to_string().into_bytes();
         let half = digest.key();
+        let since = (format!("{half}/since").into(), since);
         let key = |at: usize| -> Box<str> { format!("{half}/{at}").into() };
         let is_free = |key: &str| !digest.listed.iter().any(|(listed, _)| &**listed == key);
         let Some(key) = (0..MAX_LISTED).map(key).find(|key| is_free(key)) else {
             digest.more += 1;
-            return (format!("{half}/more").into(), digest.more.to_string().into_bytes());
+            let more = (format!("{half}/more").into(), digest.more.to_string().into_bytes());
+            return [more, since];
         };
         let line: String = line.chars().take(MAX_LINE).collect();
         digest.listed.push_back((key.clone(), line.clone()));
-        (key, line.into_bytes())
+        [(key, line.into_bytes()), since]
     }
 
     /// Takes back what was put on the list under `key` last: its note could not be written.
     pub fn unlist(&mut self, key: &str) {
-        match self.digest.listed.iter().position(|(listed, _)| &**listed == key) {
-            Some(at) => drop(self.digest.listed.remove(at)),
-            None => self.digest.more = self.digest.more.saturating_sub(1),
+        let digest = &mut self.digest;
+        if let Some(at) = digest.listed.iter().position(|(listed, _)| &**listed == key) {
+            digest.listed.remove(at);
+        } else if key.ends_with("/more") {
+            digest.more = digest.more.saturating_sub(1);
+        }
+        if digest.is_empty() {
+            (digest.since, digest.due) = (None, None);
         }
     }
 
@@ -409,11 +461,13 @@ impl Desk {
             Some(outage) => {
                 outage.words = words;
                 outage.stage = cause.stage;
+                outage.is_met = true;
             }
             None => {
                 let due = now + bounce.delay_warning_after.min(BLIP);
                 let stage = cause.stage;
-                self.outage = Some(Outage { since: wall, stage, words, last: None, due });
+                let outage = Outage { since: wall, stage, words, last: None, due, is_met: true };
+                self.outage = Some(outage);
             }
         }
     }
@@ -428,44 +482,56 @@ impl Desk {
     /// When there is something to tell.
     pub fn due(&self) -> Option<Instant> {
         let over = self.over.as_ref().map(|(outage, _)| outage.due);
-        let outage = self.outage.as_ref().map(|outage| outage.due);
+        let outage = self.outage.as_ref().filter(|outage| outage.is_met).map(|outage| outage.due);
         [over, outage, self.digest.due].into_iter().flatten().min()
     }
 
-    /// What the postmaster is to be told now. Whoever takes it puts it into the spool, and says so by [`Desk::told`].
-    /// `waiting` does not count our own notice.
+    /// The last notice of an outage, which the next one of it replaces. It is put into no schedule.
+    pub fn notice(&self) -> Option<SpoolId> {
+        let over = self.over.as_ref().map(|(outage, _)| outage);
+        over.or(self.outage.as_ref())?.last.map(|(id, _)| id)
+    }
+
+    /// Whether an outage has ended of which that is still to be told.
+    pub fn is_over(&self) -> bool {
+        self.over.is_some()
+    }
+
+    /// What the postmaster is to be told now. Whoever takes it puts it into the spool, and says so by [`Desk::put`].
+    /// `waiting` does not count the notice that this replaces.
     pub fn errand(
         &mut self,
         house: &House,
-        waiting: impl Fn(Option<SpoolId>) -> Waiting,
+        waiting: Waiting,
         now: Instant,
         wall: UnixMillis,
     ) -> Option<Errand> {
         let Some(postmaster) = &house.bounce.postmaster else {
-            // Nobody is told, but for the log, which has it all.
-            self.over = None;
-            self.digest = Digest { half: self.digest.half, ..Digest::default() };
+            // Nobody is told, but for the log, which has it all. A list of a former run waits for somebody.
+            self.digest.due = None;
             if let Some(outage) = &mut self.outage {
                 outage.due = now + DAY;
             }
-            return None;
+            self.over.take()?;
+            let notes = vec![(OUTAGE.into(), Vec::new())];
+            return Some(Errand { label: "notice", letter: None, replaces: None, notes });
         };
         if let Some((outage, until)) = self.over.take() {
             let replaces = outage.last.map(|(id, _)| id);
-            let text = outage.over(house, waiting(replaces), until);
+            let text = outage.over(house, waiting, until);
             let letter = house.notice(postmaster, "Mail flows again", text, wall);
             let notes = vec![(OUTAGE.into(), Vec::new())];
-            return Some(Errand { label: "notice", letter, replaces, notes });
+            return Some(Errand { label: "notice", letter: Some(letter), replaces, notes });
         }
-        if let Some(outage) = self.outage.as_mut().filter(|outage| outage.due <= now) {
+        if let Some(outage) = self.outage.as_mut().filter(|it| it.is_met && it.due <= now) {
             let replaces = outage.last.map(|(id, _)| id);
-            let text = outage.text(house, waiting(replaces), wall);
+            let text = outage.text(house, waiting, wall);
             let subject = "Mail waits: the provider does not take it";
             let letter = house.notice(postmaster, subject, text, wall);
             outage.due = now + DAY;
             outage.last = Some((letter.envelope.id, wall));
             let notes = vec![(OUTAGE.into(), outage.write())];
-            return Some(Errand { label: "notice", letter, replaces, notes });
+            return Some(Errand { label: "notice", letter: Some(letter), replaces, notes });
         }
         if self.digest.due.is_some_and(|due| due <= now) {
             let half = !self.digest.half;
@@ -473,8 +539,9 @@ impl Desk {
             let written = |half: &&str| {
                 *half == digest.key() || digest.listed.iter().any(|(key, _)| key.starts_with(*half))
             };
-            let more: Vec<_> = (HALVES.into_iter().filter(written))
-                .map(|half| (format!("{half}/more").into(), Vec::new()))
+            let others: Vec<_> = (HALVES.into_iter().filter(written))
+                .flat_map(|half| ["more", "since"].map(|key| format!("{half}/{key}")))
+                .map(|key| (key.into(), Vec::new()))
                 .collect();
             let letter = house.notice(
                 postmaster,
@@ -483,8 +550,8 @@ impl Desk {
                 wall,
             );
             let listed = digest.listed.into_iter().map(|(key, _)| (key, Vec::new()));
-            let notes = listed.chain(more).collect();
-            return Some(Errand { label: "digest", letter, replaces: None, notes });
+            let notes = listed.chain(others).collect();
+            return Some(Errand { label: "digest", letter: Some(letter), replaces: None, notes });
         }
         None
     }
@@ -514,7 +581,7 @@ impl Digest {
         let total = self.listed.len() as u64 + self.more;
         let mut out = format!(
             "This is the mail gateway. In an hour it had more to report than bounce.max_per_hour\n\
-             allows ({}), so these {total} reports were not sent to anyone but you:\n\n",
+             allows ({} of a kind), so these {total} reports were not sent to anyone but you:\n\n",
             bounce.max_per_hour
         );
         for (_, line) in &self.listed {
@@ -544,6 +611,7 @@ impl Outage {
             words: wire.words,
             last: Some((SpoolId::parse(&wire.notice)?, told)),
             due: now + told.plus(DAY).since(wall).min(DAY),
+            is_met: false,
         })
     }
 
@@ -561,60 +629,52 @@ impl Outage {
 
     /// How it is while it lasts.
     fn text(&self, house: &House, waiting: Waiting, wall: UnixMillis) -> String {
-        let mut out = format!(
-            "This is the mail gateway at {}.\n\n\
-             {} takes no mail since {} ({}).\nIts last answer ({}):\n\n    {}\n\n",
-            house.hostname,
-            house.server.as_deref().unwrap_or("The provider"),
+        let state = format!(
+            "{} takes no mail since {} ({}).\nIts last answer ({}):",
+            house.server(),
             date(self.since),
             span(wall.since(self.since)),
-            at(self.stage),
-            self.words
+            at(self.stage)
         );
-        waits(&mut out, waiting);
-        let _infallible = write!(
-            out,
+        let next = format!(
             "What happens next: the gateway goes on accepting mail, and tries the provider until\n\
              it works. Nothing is lost, and no sender gets a report because of this.\n\
              What to do: {}\n",
             advice(self.stage)
         );
-        out
+        self.letter(house, &state, waiting, &next)
     }
 
     /// The whole of it.
     fn over(&self, house: &House, waiting: Waiting, until: UnixMillis) -> String {
-        let mut out = format!(
-            "This is the mail gateway at {}.\n\n\
-             {} takes mail again since {}.\n\
-             It took none from {} on: {}.\nIts last answer ({}) was:\n\n    {}\n\n",
-            house.hostname,
-            house.server.as_deref().unwrap_or("The provider"),
+        let state = format!(
+            "{} takes mail again since {}.\n\
+             It took none from {} on: {}.\nIts last answer ({}) was:",
+            house.server(),
             date(until),
             date(self.since),
             span(until.since(self.since)),
-            at(self.stage),
-            self.words
+            at(self.stage)
         );
-        waits(&mut out, waiting);
-        out.push_str(
-            "What happens next: what waits is being delivered. Nothing was lost, and no sender\n\
-             got a report because of this.\nWhat to do: nothing.\n",
-        );
-        out
+        let next = "What happens next: what waits is being delivered. Nothing was lost, and no sender\n\
+             got a report because of this.\nWhat to do: nothing.\n";
+        self.letter(house, &state, waiting, next)
     }
-}
 
-fn waits(out: &mut String, waiting: Waiting) {
-    let _infallible = match waiting.oldest {
-        Some(oldest) => writeln!(
-            out,
-            "Messages that wait now: {}, the oldest since {}.",
-            waiting.messages,
-            date(oldest)
-        ),
-        None => writeln!(out, "No message waits now."),
-    };
+    fn letter(&self, house: &House, state: &str, waiting: Waiting, next: &str) -> String {
+        let waits = match waiting.oldest {
+            Some(oldest) => format!(
+                "Messages that wait now: {}, the oldest since {}.",
+                waiting.messages,
+                date(oldest)
+            ),
+            None => "No message waits now.".to_owned(),
+        };
+        format!(
+            "This is the mail gateway at {}.\n\n{state}\n\n    {}\n\n{waits}\n{next}",
+            house.hostname, self.words
+        )
+    }
 }
 
 fn at(stage: Stage) -> &'static str {

@@ -1,6 +1,6 @@
 //! When a deferred message is tried again, and when it is given up. Pure.
 //!
-//! Giving up asks two witnesses, and both must say that the message's own deferrals span `give_up_after`. The clock on
+//! Giving up (and, for a shorter span, the warning of a delay) asks two witnesses, and both must say that the message's own deferrals span `give_up_after`. The clock on
 //! the wall may step, or have stood in the past when the first deferral was stored; so the waits between its attempts
 //! must have come to as much (R73). Each of them was waited for by a clock that does not step, and a restart can cut
 //! short one at most: it tries at once what is due by the wall. Time in which the message waited for something else (an
@@ -37,12 +37,23 @@ pub fn gives_up(
     first_deferral: UnixMillis,
     now: UnixMillis,
 ) -> bool {
-    now.since(first_deferral) > config.give_up_after && waits_fill(config, attempts)
+    span_fills(config, config.give_up_after, attempts, first_deferral, now)
 }
 
-/// Whether the waits after `attempts` deferrals come to `give_up_after`, or are more than can be counted.
-fn waits_fill(config: &Retry, attempts: u16) -> bool {
-    let mut left = config.give_up_after;
+/// Whether the deferrals of a message's own span more than `length`, by both witnesses.
+pub fn span_fills(
+    config: &Retry,
+    length: Duration,
+    attempts: u16,
+    first_deferral: UnixMillis,
+    now: UnixMillis,
+) -> bool {
+    now.since(first_deferral) > length && waits_fill(config, length, attempts)
+}
+
+/// Whether the waits after `attempts` deferrals come to `length`, or are more than can be counted.
+fn waits_fill(config: &Retry, length: Duration, attempts: u16) -> bool {
+    let mut left = length;
     for attempt in 1..=attempts {
         left = left.saturating_sub(nominal(config, attempt));
         if left.is_zero() {

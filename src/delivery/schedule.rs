@@ -82,9 +82,14 @@ impl Schedule {
     pub fn remove_all(&mut self, ids: &HashSet<SpoolId>) -> HashMap<SpoolId, Instant> {
         let id_of = |id: &[u8; 16]| SpoolId::from_u128(u128::from_be_bytes(*id));
         let mut removed = HashMap::new();
+        // A page of a listing lies close together: most of what waits is passed over by this alone.
+        let (Some(first), Some(last)) = (ids.iter().min(), ids.iter().max()) else {
+            return removed;
+        };
+        let is_asked = |id: SpoolId| (*first..=*last).contains(&id) && ids.contains(&id);
         for waiting in [&mut self.first, &mut self.again] {
             let keys = waiting.iter().map(|(key, ())| *key);
-            let keys: Vec<_> = keys.filter(|(_, id)| ids.contains(&id_of(id))).collect();
+            let keys: Vec<_> = keys.filter(|(_, id)| is_asked(id_of(id))).collect();
             for key in keys {
                 waiting.remove(&key);
                 removed.insert(id_of(&key.1), self.began + Duration::from_micros(key.0));
@@ -103,6 +108,12 @@ impl Schedule {
     fn first_at(&self, waiting: &Waiting) -> Option<Instant> {
         let ((since, _), ()) = waiting.first()?;
         Some(self.began + Duration::from_micros(*since))
+    }
+
+    /// The message that was accepted first. O(n).
+    pub fn oldest(&self) -> Option<SpoolId> {
+        let ids = self.first.iter().chain(self.again.iter()).map(|((_, id), ())| *id);
+        ids.min().map(|id| SpoolId::from_u128(u128::from_be_bytes(id)))
     }
 
     pub fn len(&self) -> usize {

@@ -84,6 +84,9 @@ pub(super) async fn serve<S: Spool>(
         receiving: None,
         made_room: false,
     };
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        connection.session.hear();
+    }
     // A client that went away is its own affair.
     if let Err(error) = connection.run().await {
         debug!(client = %connection.peer, %error, "connection from {} ended: {error}", connection.peer);
@@ -186,8 +189,17 @@ impl<S: Spool> Connection<'_, S> {
         }
     }
 
-    /// The session's next step, reduced to what is to be done outside of it.
+    /// The session's next step, and what the client has said for it.
     async fn step(&mut self) -> Todo {
+        let todo = self.todo().await;
+        for line in self.session.heard() {
+            debug!(client = %self.peer, command = %Escaped(&line), "command");
+        }
+        todo
+    }
+
+    /// The session's next step, reduced to what is to be done outside of it.
+    async fn todo(&mut self) -> Todo {
         match self.session.next(clock::now()) {
             Step::Write(bytes) => Todo::Write(bytes),
             Step::NeedInput { until } => Todo::Read(until),

@@ -10,10 +10,10 @@ use lettre::message::header::{
 };
 use lettre::message::{Body, MultiPart, SinglePart};
 
-use crate::envelope::{Envelope, Rcpt, SpoolId, UnixMillis};
+use crate::envelope::{Client, Envelope, Kind, Rcpt, SpoolId, UnixMillis};
 use crate::message::received::date;
 use crate::outcome::{Cause, Receipt, Stage};
-use crate::smtp::address::Mailbox;
+use crate::smtp::address::{Mailbox, ReversePath};
 use crate::smtp::reply::{EnhancedStatus, Escaped};
 
 /// Octets of a header that is returned.
@@ -44,12 +44,37 @@ pub struct Letterhead<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Report<'a> {
     pub letterhead: Letterhead<'a>,
+    pub reader: Reader,
     pub original: &'a Envelope,
     /// At least one.
     pub entries: &'a [Entry<'a>],
     /// The name of the server that was asked.
     pub remote: Option<&'a str>,
     pub returned: Returned<'a>,
+}
+
+/// Whom a report is written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// Who sent the message.
+    Author,
+    /// Who runs this gateway, in the author's stead.
+    Postmaster(Why),
+}
+
+/// Why the author is not told himself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The reverse path is null.
+    NoAuthor,
+    /// The address is of this house alone.
+    LocalAuthor,
+    /// He is who could not be reached.
+    AuthorFailed,
+    /// `bounce.to` says so.
+    Chosen,
+    /// The message is a report to him, which could not be delivered.
+    ReportFailed,
 }
 
 /// What is told of one recipient.
@@ -82,7 +107,11 @@ pub fn report(report: &Report<'_>) -> Vec<u8> {
     let header = match returned {
         Returned::Header(bytes) | Returned::Full(bytes) => header_of(bytes),
     };
-    let mut top = top(letterhead, subject(report.entries), "auto-replied");
+    let subject = match report.reader {
+        Reader::Author => format!("Your {}", subject(report.entries)),
+        Reader::Postmaster(_) => format!("A {}", subject(report.entries)),
+    };
+    let mut top = top(letterhead, &subject, "auto-replied");
     if let Some(id) = message_id(header) {
         for name in ["In-Reply-To", "References"] {
             put(&mut top, name, id.clone());
@@ -91,24 +120,20 @@ pub fn report(report: &Report<'_>) -> Vec<u8> {
     // No one who wrote the message that comes back can have known the id of the report.
     let boundary = format!("=_{}", letterhead.id);
     let kind = format!("multipart/report; report-type=delivery-status; boundary=\"{boundary}\"");
-    let parts = MultiPart::builder()
-        .header(content_type(&kind))
+    let (returned, encoding) = returned_part(report);
+    let mut parts = MultiPart::builder().header(content_type(&kind));
+    // RFC 2045 6.4: no part needs more than the whole says.
+    if encoding == ContentTransferEncoding::EightBit {
+        parts = parts.header(encoding);
+    }
+    let parts = parts
         .singlepart(text(readable(report, header)))
         .singlepart(part(
             "message/delivery-status",
             delivery_status(report).into_bytes(),
             ContentTransferEncoding::SevenBit,
         ))
-        .singlepart(match returned {
-            Returned::Header(_) => returned_header(header),
-            Returned::Full(content) if is_seven_bit(content) => {
-                part("message/rfc822", content.to_vec(), ContentTransferEncoding::SevenBit)
-            }
-            // A message within a message may not be encoded (RFC 2046 5.2.1).
-            Returned::Full(content) => {
-                part("message/rfc822", content.to_vec(), ContentTransferEncoding::EightBit)
-            }
-        });
+        .singlepart(returned);
     let mut out = top.to_string().into_bytes();
     out.extend_from_slice(&parts.formatted());
     out
@@ -179,49 +204,89 @@ fn part(kind: &str, octets: Vec<u8>, encoding: ContentTransferEncoding) -> Singl
         .body(Body::dangerous_pre_encoded(octets, encoding))
 }
 
-/// `text/rfc822-headers` may be encoded where it must (RFC 6522 4).
-fn returned_header(header: &[u8]) -> SinglePart {
-    match is_seven_bit(header) {
-        true => part("text/rfc822-headers", header.to_vec(), ContentTransferEncoding::SevenBit),
-        false => SinglePart::builder()
-            .header(content_type("text/rfc822-headers"))
-            .header(ContentTransferEncoding::QuotedPrintable)
-            .body(header.to_vec()),
-    }
+/// What comes back of the message, and how that is encoded. What needed SMTPUTF8 has types of its own (RFC 6533 4);
+/// the part for programs needs none, for it names such addresses in ASCII.
+fn returned_part(report: &Report<'_>) -> (SinglePart, ContentTransferEncoding) {
+    use ContentTransferEncoding::{EightBit, QuotedPrintable, SevenBit};
+    let (content, is_whole) = match report.returned {
+        Returned::Header(content) => (header_of(content), false),
+        Returned::Full(content) => (content, true),
+    };
+    let header = header_of(content);
+    let is_global =
+        report.original.smtputf8 && !header.is_ascii() && std::str::from_utf8(header).is_ok();
+    let kind = match (is_whole, is_global) {
+        (true, true) => "message/global",
+        (true, false) => "message/rfc822",
+        (false, true) => "message/global-headers",
+        (false, false) => "text/rfc822-headers",
+    };
+    let encoding = match (is_whole, is_global) {
+        _ if is_seven_bit(content) => SevenBit,
+        // A message within a message may not be encoded (RFC 2046 5.2.1).
+        (true, _) => EightBit,
+        // As it is, where that is possible (RFC 6533 6.3).
+        (false, true) if is_eight_bit(content) => EightBit,
+        // It may be encoded where it must (RFC 6522 4).
+        (false, _) => QuotedPrintable,
+    };
+    let part = match encoding {
+        QuotedPrintable => SinglePart::builder()
+            .header(content_type(kind))
+            .header(QuotedPrintable)
+            .body(content.to_vec()),
+        _ => part(kind, content.to_vec(), encoding),
+    };
+    (part, encoding)
 }
 
 /// RFC 2045 2.7.
 fn is_seven_bit(octets: &[u8]) -> bool {
     let is_plain = |octet: &u8| matches!(octet, b'\t' | b'\r' | b'\n' | b' '..=b'~');
-    let short = |line: &[u8]| line.len() <= 999;
-    octets.iter().all(is_plain) && octets.split(|octet| *octet == b'\n').all(short)
+    octets.iter().all(is_plain) && has_short_lines(octets)
+}
+
+/// RFC 2045 2.8.
+fn is_eight_bit(octets: &[u8]) -> bool {
+    !octets.contains(&0) && has_short_lines(octets)
+}
+
+fn has_short_lines(octets: &[u8]) -> bool {
+    octets.split(|octet| *octet == b'\n').all(|line| line.len() <= 999)
 }
 
 fn subject(entries: &[Entry<'_>]) -> &'static str {
     let any = |is: fn(&News<'_>) -> bool| entries.iter().any(|entry| is(&entry.news));
     if any(|news| matches!(news, News::Failed(_))) {
-        "Your message could not be delivered"
+        "message could not be delivered"
     } else if any(|news| matches!(news, News::Delayed(..))) {
-        "Your message is delayed and is still being tried"
+        "message is delayed and is still being tried"
     } else {
-        "Your message was handed on"
+        "message was handed on"
     }
 }
 
 /// The part for people.
 fn readable(report: &Report<'_>, header: &[u8]) -> String {
-    let Report { letterhead, original, entries, remote, .. } = report;
+    let Report { letterhead, reader, original, entries, remote, .. } = report;
     let mut out = format!(
         "This is the mail gateway at {}. It writes to you by itself;\nnobody reads what you answer to it.\n\n",
         letterhead.hostname
     );
-    out.push_str("This is about your message");
+    let about = match reader {
+        Reader::Author => "This is about your message",
+        Reader::Postmaster(_) => "This is about a message",
+    };
+    out.push_str(about);
     if let Some(subject) = plain_field(header, b"subject") {
         let subject: String = subject.chars().take(MAX_SUBJECT).collect();
         // Writing to a string does not fail.
         let _infallible = write!(out, " \"{subject}\"");
     }
     let _infallible = writeln!(out, "\nof {}.", date(original.accepted));
+    if let Reader::Postmaster(why) = reader {
+        introduce(&mut out, original, *why);
+    }
     let of = |is: fn(&News<'_>) -> bool| -> Vec<&Entry<'_>> {
         entries.iter().filter(|entry| is(&entry.news)).collect()
     };
@@ -232,13 +297,25 @@ fn readable(report: &Report<'_>, header: &[u8]) -> String {
     if !failed.is_empty() {
         out.push_str("\nIt was NOT delivered to:\n");
         name_all(&mut out, &failed, remote);
-        out.push_str(
-            "\nWhat happens next: nothing. It is not sent to them again.\n\
-             What to do: read the answer above; it often says what is wrong. Check the\n\
-             address for a typing error and send the message again, or reach them in\n\
-             another way. If the answer makes no sense to you, pass this report on to\n\
-             who looks after your mail.\n",
-        );
+        out.push_str("\nWhat happens next: nothing. It is not sent to them again.\n");
+        match (reader, original.kind) {
+            (Reader::Author, _) => out.push_str(
+                "What to do: read the answer above; it often says what is wrong. Check the\n\
+                 address for a typing error and send the message again, or reach them in\n\
+                 another way. If the answer makes no sense to you, pass this report on to\n\
+                 who looks after your mail.\n",
+            ),
+            (Reader::Postmaster(_), Kind::Mail) => out.push_str(
+                "What to do: read the answer above; it often says what is wrong. Where an\n\
+                 address is wrong, have it put right in what sent the message. It is kept for\n\
+                 a while: `mailsluice queue show` tells its story by the number below, and\n\
+                 `queue retry` sends it again.\n",
+            ),
+            (Reader::Postmaster(_), Kind::Report | Kind::Notice) => out.push_str(
+                "What to do: see to it that who sent the first message hears of what the\n\
+                 report says, which is attached, and writes from an address that mail reaches.\n",
+            ),
+        }
     }
     if !delayed.is_empty() {
         out.push_str("\nIt is delayed. It was not delivered YET to:\n");
@@ -251,17 +328,25 @@ fn readable(report: &Report<'_>, header: &[u8]) -> String {
         if let Some(until) = until.max() {
             let _infallible = write!(out, ", until about\n{}", date(until));
         }
-        out.push_str(
-            ". You are told\nif it cannot be delivered in the end.\n\
-             What to do: nothing. Do not send it again.\n",
-        );
+        // Only those of NOTIFY=FAILURE, said or unsaid, are told of (RFC 3461 4.1).
+        let told = delayed.iter().filter(|entry| entry.rcpt.notify.wants_failure()).count();
+        out.push_str(match told {
+            0 => {
+                ". You are not told\nif it cannot be delivered in the end: nobody asked for that.\n"
+            }
+            told if told < delayed.len() => {
+                ". Where that was asked\nfor, you are told if it cannot be delivered in the end.\n"
+            }
+            _ => ". You are told\nif it cannot be delivered in the end.\n",
+        });
+        out.push_str("What to do: nothing. Do not send it again.\n");
     }
     if !relayed.is_empty() {
         out.push_str("\nIt was handed on for:\n");
         name_all(&mut out, &relayed, remote);
         out.push_str(
             "\nWhat happens next: that server delivers it, and it does not confirm deliveries,\n\
-             although you asked for it. You may hear no more.\n\
+             although that was asked for. You may hear no more.\n\
              What to do: nothing.\n",
         );
     }
@@ -274,6 +359,34 @@ fn readable(report: &Report<'_>, header: &[u8]) -> String {
     }
     let _infallible = writeln!(out, "\nThe number of the message at the gateway: {}", original.id);
     out
+}
+
+/// Tells who runs the gateway what the author would know: who sent this, and from where.
+fn introduce(out: &mut String, original: &Envelope, why: Why) {
+    let shown = |text: &str| -> String {
+        Escaped(text.as_bytes()).to_string().chars().take(MAX_SUBJECT).collect()
+    };
+    let Client { address, helo } = &original.client;
+    let client = match original.kind {
+        Kind::Mail => format!("{}, which calls itself {}", shown(address), shown(helo)),
+        Kind::Report | Kind::Notice => "this gateway".to_owned(),
+    };
+    let sender = match &original.reverse_path {
+        ReversePath::Mailbox(sender) => format!("<{}>", shown(sender.as_str())),
+        ReversePath::Null => "none (MAIL FROM:<>)".to_owned(),
+    };
+    let why = match why {
+        Why::NoAuthor => "it names no sender who could be told",
+        Why::LocalAuthor => "no mail can come to its sender's address",
+        Why::AuthorFailed => "its sender is who could not be reached",
+        Why::Chosen => "`bounce.to` says so",
+        Why::ReportFailed => "it is a report that could not be delivered itself",
+    };
+    let _infallible = write!(
+        out,
+        "It came from: {client}\nIts sender: {sender}\n\
+         You are told, as `bounce.postmaster`, because\n{why}.\n"
+    );
 }
 
 fn name_all(out: &mut String, entries: &[&Entry<'_>], remote: &str) {

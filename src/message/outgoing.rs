@@ -21,7 +21,7 @@ pub struct Message {
     rest: BodyReader,
     /// Takes fields out of what was not read, where the header goes on there.
     filter: Option<HeaderFilter>,
-    /// Of all of it, in octets; at most so many where the header is longer than what is read of it at once.
+    /// Of all of it, in octets.
     pub size: u64,
     /// It may hold octets above 127 (RFC 6152).
     pub eight_bit: bool,
@@ -80,11 +80,14 @@ impl Message {
             read = passed.into();
         }
         let (head, is_read) = (Bytes::from(head), is_all && filter.is_none());
-        // The empty line that the filter may add.
-        let may_be_added = if filter.is_some() { 2 } else { 0 };
+        let unread = body.len() - content.len() as u64;
+        let left = match &filter {
+            Some(filter) => passed_octets(filter.clone(), rest.clone(), unread).await?,
+            None => unread,
+        };
         let in_content = envelope.eight_bit && !(is_read && read.is_ascii());
         let message = Self {
-            size: head.len() as u64 + body.len() - used as u64 + may_be_added,
+            size: head.len() as u64 + read.len() as u64 + left,
             eight_bit: !head.is_ascii() || in_content,
             smtputf8: envelope.smtputf8 || (from == From::Replaced && !rules.sender.is_ascii()),
             head,
@@ -101,6 +104,27 @@ impl Message {
         let (head, read, rest) = (self.head.clone(), self.read.clone(), self.rest.clone());
         MessageReader { head, read, rest, filter: self.filter.clone() }
     }
+}
+
+/// How many of the `unread` octets of the content pass. Reads on to the end of the header: a server that is told of more
+/// than comes may refuse what it would have taken.
+async fn passed_octets(
+    mut filter: HeaderFilter,
+    mut rest: BodyReader,
+    mut unread: u64,
+) -> io::Result<u64> {
+    let mut octets = 0;
+    while !filter.in_body() {
+        let mut passed = Vec::new();
+        let Some(chunk) = rest.chunk().await? else {
+            filter.finish(&mut passed);
+            return Ok(octets + passed.len() as u64);
+        };
+        filter.push(&chunk, &mut passed);
+        octets += passed.len() as u64;
+        unread = unread.saturating_sub(chunk.len() as u64);
+    }
+    Ok(octets + unread)
 }
 
 /// Reads a [`Message`] in chunks.

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::message::header::{MAX_NAME as MAX_FIELD_NAME, MAX_VALUE, is_separator};
-use crate::smtp::address::{Charset, Domain, Mailbox};
+use crate::smtp::address::{Charset, Domain, Mailbox, unicode_domain};
 
 /// Longest display name that is kept, in octets; a longer one is nobody's name and would not fit into a line.
 const MAX_NAME: usize = 700;
@@ -340,9 +340,15 @@ fn standing(list: &List<'_>, rules: &Rules<'_>) -> Option<Vec<u8>> {
     Some(line)
 }
 
-/// Whether two addresses are one to the policy: no server that matters tells case in a local part.
+/// Whether two addresses are one to the policy: no server that matters tells case in a local part, and a domain may be
+/// written with A-labels or U-labels.
 pub fn same(one: &Mailbox, other: &Mailbox) -> bool {
-    one.as_str().eq_ignore_ascii_case(other.as_str())
+    if one.as_str().eq_ignore_ascii_case(other.as_str()) {
+        return true;
+    }
+    let unicode = |mailbox: &Mailbox| unicode_domain(mailbox.domain());
+    one.local_part().eq_ignore_ascii_case(other.local_part())
+        && unicode(one).is_some_and(|domain| Some(domain) == unicode(other))
 }
 
 /// `From: name <address>`; without a name, that of the rules.

@@ -261,6 +261,18 @@ fn quoted_length(text: &str, charset: Charset) -> Result<usize, AddressError> {
     Err(AddressError::Syntax("the quoted local part does not end"))
 }
 
+/// A domain, or a part of one, with its labels as a person reads them: A-labels as U-labels (RFC 5890 2.3.2.1), in lower
+/// case, so that two spellings of one domain are one text. None where it has neither, or they are broken.
+pub fn unicode_domain(domain: &str) -> Option<String> {
+    let is_a_label =
+        |label: &str| label.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("xn--"));
+    if domain.is_ascii() && !domain.split('.').any(is_a_label) {
+        return None;
+    }
+    let (unicode, valid) = idna::domain_to_unicode(domain);
+    valid.is_ok().then_some(unicode)
+}
+
 /// Where a report about a message goes: MAIL FROM's argument. `<>` is a variant, never an empty string.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReversePath {

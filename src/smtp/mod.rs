@@ -11,6 +11,7 @@ pub mod reply;
 
 pub mod command;
 pub mod data;
+mod heard;
 pub mod line;
 pub mod session;
 

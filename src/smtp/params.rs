@@ -15,6 +15,17 @@ pub enum Notify {
     },
 }
 
+impl Notify {
+    /// Whether a failure is to be reported.
+    pub fn wants_failure(self) -> bool {
+        match self {
+            Self::Unsaid => true,
+            Self::Never => false,
+            Self::On { failure, .. } => failure,
+        }
+    }
+}
+
 /// `RET` (RFC 3461 4.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ret {

@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 use crate::smtp::address::{Charset, ForwardPath, ReversePath};
 use crate::smtp::command::{self, Chunk, Command};
 use crate::smtp::data::{BareNewline, Content as Decoded, Decoder, Framing};
+use crate::smtp::heard::Heard;
 use crate::smtp::line::{Line, LineBuffer};
 use crate::smtp::params::{BodyType, MailParams, Recipient, Ret};
 use crate::smtp::reply::{self, Reply};
@@ -157,6 +158,8 @@ pub struct Session {
     fresh: bool,
     /// DATA or BDAT was refused: the next line must be a command in valid form.
     wary: bool,
+    /// The command lines, where somebody wants them.
+    heard: Option<Heard>,
     /// A content that the driver has begun will not be committed, and the driver has not been told.
     abort_due: bool,
     /// An objection that the driver has not been told.
@@ -275,6 +278,7 @@ impl Session {
             surplus_rcpts: 0,
             fresh: true,
             wary: false,
+            heard: None,
             abort_due: false,
             objection: None,
             mail_refused: false,
@@ -443,6 +447,16 @@ impl Session {
         }
     }
 
+    /// From here on command lines are kept for [`Session::heard`].
+    pub fn hear(&mut self) {
+        self.heard.get_or_insert_default();
+    }
+
+    /// The command lines since it was last asked, as they came; without credentials, and without what may be content.
+    pub fn heard(&mut self) -> Vec<Box<[u8]>> {
+        self.heard.as_mut().map(Heard::take).unwrap_or_default()
+    }
+
     /// 421 and close as soon as no content is being received.
     pub fn shut_down(&mut self) {
         self.shutting_down = true;
@@ -528,13 +542,20 @@ impl Session {
         let charset = if utf8 { Charset::Utf8 } else { Charset::Ascii };
         let (parsed, is_mail, is_rcpt, is_http) = match self.input.line() {
             Line::Unfinished => return self.wait_for_command(now),
-            Line::TooLong => (Err(reply::line_too_long()), false, false, false),
-            Line::Whole(line) => (
-                command::parse(line, charset),
-                command::is(line, b"MAIL"),
-                command::is(line, b"RCPT"),
-                command::is_http(line),
-            ),
+            Line::TooLong => {
+                if let Some(heard) = &mut self.heard {
+                    heard.too_long();
+                }
+                (Err(reply::line_too_long()), false, false, false)
+            }
+            Line::Whole(line) => {
+                let parsed = command::parse(line, charset);
+                if let Some(heard) = &mut self.heard {
+                    heard.line(line, parsed.is_ok(), self.wary);
+                }
+                let is_http = command::is_http(line);
+                (parsed, command::is(line, b"MAIL"), command::is(line, b"RCPT"), is_http)
+            }
         };
         self.waiting_since = None;
         self.fresh = false;

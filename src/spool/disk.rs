@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::ReadWriteFlags;
 
 pub(super) trait Disk: Send + Sync + 'static {
     /// A new file, mode 0600 whatever the umask.
@@ -41,6 +42,11 @@ pub(super) trait DiskFile: Send + Sync {
     fn len(&self) -> io::Result<u64>;
     /// Fills `bytes`, or fails.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
+    /// The same, but only of what is in memory, so that nobody waits for a medium. False: it is not, or that cannot be
+    /// told here.
+    fn read_from_memory(&self, _bytes: &mut [u8], _offset: u64) -> bool {
+        false
+    }
     /// From `offset` up to here there is a hole, which reads as zeros. `offset` itself where nothing is known of holes.
     fn end_of_hole(&self, offset: u64) -> u64 {
         offset
@@ -199,6 +205,13 @@ impl DiskFile for File {
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
         self.read_exact_at(bytes, offset)
+    }
+
+    fn read_from_memory(&self, bytes: &mut [u8], offset: u64) -> bool {
+        let len = bytes.len();
+        let mut buffers = [io::IoSliceMut::new(bytes)];
+        let read = rustix::io::preadv2(self, &mut buffers, offset, ReadWriteFlags::NOWAIT);
+        read.is_ok_and(|read| read == len)
     }
 
     fn end_of_hole(&self, offset: u64) -> u64 {

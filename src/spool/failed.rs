@@ -106,6 +106,11 @@ impl Cabinet {
         self.filed.values().map(|filed| filed.len).fold(0, u64::saturating_add)
     }
 
+    /// Octets of their contents.
+    pub(super) fn contents(&self) -> u64 {
+        self.filed.values().map(|filed| filed.head.size).fold(0, u64::saturating_add)
+    }
+
     pub(super) fn heads(&self, after: Bound<SpoolId>) -> impl Iterator<Item = Head> {
         self.filed.range((after, Bound::Unbounded)).map(|(_, filed)| filed.head)
     }

@@ -22,6 +22,10 @@ pub(super) struct Index {
     files: BTreeMap<SpoolId, FileRef>,
     /// Octets of the side files, as their records have it: a sum of those can be too long for 64 bits.
     in_files: u128,
+    /// Octets of the contents of `entries`, in the same way.
+    contents: u128,
+    /// How many of `entries` may have been taken.
+    in_doubt: usize,
     notes: BTreeMap<Box<str>, Note>,
     /// Octets of the spares.
     pub(super) spares: u64,
@@ -56,13 +60,25 @@ struct Packed {
     attempt: Attempt,
 }
 
-/// Whether the message has an attempt of which no outcome was written.
+/// Whether the message has an attempt of which no outcome was written, and whether one before may have reached someone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Attempt {
     None,
+    Doubtful,
     Open,
+    OpenDoubtful,
     /// A former run began it.
     InDoubt,
+}
+
+impl Attempt {
+    fn none(is_doubtful: bool) -> Self {
+        if is_doubtful { Self::Doubtful } else { Self::None }
+    }
+
+    fn open(is_doubtful: bool) -> Self {
+        if is_doubtful { Self::OpenDoubtful } else { Self::Open }
+    }
 }
 
 /// A [`Place`] in 12 octets.
@@ -157,6 +173,15 @@ impl Packed {
             in_doubt: self.attempt == Attempt::InDoubt,
         }
     }
+
+    /// Whether it is still to be delivered and may have been taken: 1, to be counted.
+    fn doubts(&self) -> usize {
+        let is_in_doubt = match self.attempt {
+            Attempt::Doubtful | Attempt::OpenDoubtful | Attempt::InDoubt => true,
+            Attempt::None | Attempt::Open => false,
+        };
+        usize::from(is_in_doubt && self.state != QueueState::Failed)
+    }
 }
 
 impl Index {
@@ -219,6 +244,11 @@ impl Index {
             .fold(in_files, u64::saturating_add)
     }
 
+    /// Octets of the contents of all messages, failed ones too.
+    pub(super) fn contents(&self) -> u64 {
+        u64::try_from(self.contents).unwrap_or(u64::MAX).saturating_add(self.failed.contents())
+    }
+
     /// The state of a message in the log.
     pub(super) fn state(&self, id: SpoolId) -> Option<QueueState> {
         self.entries.get(&id).map(|entry| entry.state)
@@ -236,14 +266,21 @@ impl Index {
     /// At the end of a replay: who began the attempts that are open now is dead. Returns how many messages that leaves
     /// in doubt.
     pub(super) fn doubt_open_attempts(&mut self) -> usize {
-        let mut n = 0;
+        let (mut n, mut in_doubt) = (0, 0);
         self.entries.for_each_mut(|entry| {
-            if entry.attempt == Attempt::Open {
+            if let Attempt::Open | Attempt::OpenDoubtful = entry.attempt {
                 entry.attempt = Attempt::InDoubt;
                 n += 1;
             }
+            in_doubt += entry.doubts();
         });
+        self.in_doubt = in_doubt;
         n
+    }
+
+    /// Messages, queued or held, that may have been taken.
+    pub(super) fn in_doubt(&self) -> usize {
+        self.in_doubt
     }
 
     /// Takes over a record that stands at `place`. What names a message that is not here changes nothing. Returns the
@@ -261,17 +298,19 @@ impl Index {
                 let entry =
                     Packed { due, size, put, progress: None, pending, attempts, state, attempt };
                 self.entries.insert(id, entry);
+                self.contents += u128::from(size);
                 let mark = self.failed.changed(id, state);
                 self.release(mark);
                 gone
             }
-            Change::Progress { step, due, pending, attempts } => {
+            Change::Progress { step, due, pending, attempts, is_doubtful } => {
                 if !self.entries.contains_key(&id) {
                     return None;
                 }
                 let place = self.claim(place);
                 let entry = self.entries.get_mut(&id)?;
                 let old = entry.progress.replace(place);
+                let doubts_before = entry.doubts();
                 entry.state = step.state();
                 entry.due = *due;
                 entry.pending = *pending;
@@ -279,12 +318,12 @@ impl Index {
                 entry.attempt = match (step, entry.attempt) {
                     // A new attempt settles nothing about the one before.
                     (Step::Attempt, Attempt::InDoubt) => Attempt::InDoubt,
-                    (Step::Attempt, Attempt::None | Attempt::Open) => Attempt::Open,
-                    (
-                        Step::Update | Step::Hold | Step::Fail | Step::Requeue | Step::Release,
-                        Attempt::None | Attempt::Open | Attempt::InDoubt,
-                    ) => Attempt::None,
+                    (Step::Attempt, _) => Attempt::open(*is_doubtful),
+                    (Step::Update | Step::Hold | Step::Fail | Step::Requeue | Step::Release, _) => {
+                        Attempt::none(*is_doubtful)
+                    }
                 };
+                self.in_doubt = self.in_doubt.saturating_sub(doubts_before) + entry.doubts();
                 self.release_packed(old);
                 let mark = self.failed.changed(id, step.state());
                 self.release(mark);
@@ -433,6 +472,8 @@ impl Index {
 
     fn remove(&mut self, id: SpoolId) -> Option<FileRef> {
         let entry = self.entries.remove(&id)?;
+        self.contents = self.contents.saturating_sub(entry.size.into());
+        self.in_doubt = self.in_doubt.saturating_sub(entry.doubts());
         self.release_packed(Some(entry.put));
         self.release_packed(entry.progress);
         let file = self.files.remove(&id)?;
@@ -486,8 +527,12 @@ mod tests {
         Change::Put { head, file: None }
     }
 
+    fn progress(step: Step, attempts: u16, is_doubtful: bool) -> Change {
+        Change::Progress { step, due: UnixMillis(2), pending: 2, attempts, is_doubtful }
+    }
+
     fn update(attempts: u16) -> Change {
-        Change::Progress { step: Step::Update, due: UnixMillis(2), pending: 2, attempts }
+        progress(Step::Update, attempts, false)
     }
 
     fn note(bytes: &[u8]) -> Change {
@@ -513,6 +558,62 @@ mod tests {
         assert_eq!(index.len(), 100_000);
         let octets = index.entries.octets();
         assert!(octets < 70 * index.len(), "{octets} for {}", index.len());
+    }
+
+    #[test]
+    fn the_octets_of_the_contents_are_those_of_the_heads() {
+        let mut index = Index::default();
+        let sum = |index: &Index| index.heads(None).map(|head| head.size).sum::<u64>();
+        let mut random = fastrand::Rng::with_seed(3);
+        for n in 0..2_000_u64 {
+            let (id, at) = (SpoolId::from_u128(random.u128(0..40)), place(1 << 32, 64 * n, 1));
+            let change = match random.u8(0..4) {
+                0 | 1 => put(id),
+                2 => update(1),
+                _ => Change::Done,
+            };
+            index.change(id, &change, at);
+            assert_eq!(index.contents(), sum(&index));
+        }
+        assert!(index.contents() > 0);
+        // It goes to a file of its own, and from there.
+        let id = index.heads(None).next().unwrap().id;
+        index.change(id, &Change::Filed { at: UnixMillis(1), len: 9 }, place(1 << 32, 0, 1));
+        assert!(index.failed.contains(id));
+        assert_eq!(index.contents(), sum(&index));
+        index.change(id, &Change::DoneInFiles, place(1 << 32, 0, 1));
+        assert_eq!(index.contents(), sum(&index));
+    }
+
+    #[test]
+    fn what_may_have_been_taken_is_counted_until_it_ends() {
+        let id = SpoolId::from_u128(1);
+        let mut index = Index::default();
+        let mut check = |change: Change, expected: usize| {
+            index.change(id, &change, place(1 << 32, 0, 1));
+            assert_eq!(index.in_doubt(), expected, "{change:?}");
+        };
+        check(put(id), 0);
+        check(progress(Step::Attempt, 0, false), 0);
+        check(progress(Step::Update, 1, true), 1);
+        check(progress(Step::Attempt, 1, true), 1);
+        check(progress(Step::Hold, 1, true), 1);
+        check(progress(Step::Release, 1, true), 1);
+        check(progress(Step::Fail, 1, true), 0);
+        check(progress(Step::Requeue, 0, false), 0);
+        check(progress(Step::Update, 1, true), 1);
+        check(Change::Done, 0);
+        check(put(id), 0);
+        check(progress(Step::Attempt, 0, false), 0);
+        // The process is killed, and the next one sends it once more.
+        assert_eq!((index.doubt_open_attempts(), index.in_doubt()), (1, 1));
+        let mut check = |change: Change, expected: usize| {
+            index.change(id, &change, place(1 << 32, 0, 1));
+            assert_eq!(index.in_doubt(), expected, "{change:?}");
+        };
+        check(progress(Step::Attempt, 0, false), 1);
+        check(progress(Step::Update, 1, true), 1);
+        check(put(id), 0);
     }
 
     #[test]

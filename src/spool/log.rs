@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::disk::{Disk, LockError, RealDisk};
+use super::disk::{Disk, DiskFile, LockError, RealDisk};
 use super::failed::{self, Bell, Filer};
+use super::fresh::Fresh;
 use super::index::{Entry, Index, Lies};
 use super::record::{self, Change, Place, Record};
 use super::recover;
@@ -77,6 +78,11 @@ impl fmt::Display for OpenError {
                      deliver what is in the spool"
                 )
             }
+            Self::Io(doing, error) if error.kind() == io::ErrorKind::PermissionDenied => write!(
+                f,
+                "{doing}: {error}; start it as the user who owns the spool, or give that user a \
+                 folder (install -d -m 0700 -o USER FOLDER)"
+            ),
             Self::Io(doing, error) => write!(f, "{doing}: {error}"),
         }
     }
@@ -192,6 +198,8 @@ impl Log {
             trouble: Mutex::new(None),
             is_in_trouble: AtomicBool::new(false),
             filer: Bell::default(),
+            fresh: Fresh::new(geometry.fresh),
+            current: Mutex::default(),
         });
         let writer = Writer::start(Arc::clone(&shared), found.next, lock)?;
         let filer = Filer::new(Arc::clone(&shared), config.keep_failed);
@@ -247,6 +255,7 @@ impl Spool for Log {
         let mut held = Counted::new(Arc::clone(&self.shared.space), 0);
         let mut records = Vec::with_capacity(ops.len());
         let mut files = Vec::new();
+        let mut new = Vec::new();
         let mut in_memory = 0;
         let mut is_put = false;
         for op in ops {
@@ -256,7 +265,10 @@ impl Spool for Log {
                     match body {
                         Staged::Memory(bytes) => {
                             in_memory += bytes.len() as u64;
-                            Record::put(&envelope, bytes)
+                            let content = Bytes::from(bytes);
+                            let record = Record::put(&envelope, content.clone());
+                            new.push((envelope, content));
+                            record
                         }
                         Staged::File(staged) => {
                             files.push(staged.guard);
@@ -265,14 +277,20 @@ impl Spool for Log {
                     }
                 }
                 Op::Update { id, progress } => Record::update(id, &progress),
-                Op::Hold { id, progress } => Record::hold(id, &progress),
+                Op::Hold { id, progress } => {
+                    self.shared.fresh.forget(id);
+                    Record::hold(id, &progress)
+                }
                 Op::Fail { id, progress } => Record::fail(id, &progress),
                 Op::Done { id } if Self::is_put_again(&asked_for, id) => Record::done_in_files(id),
                 Op::Done { id } => Record::done(id),
                 Op::Attempt { id, progress } => Record::attempt(id, &progress),
                 Op::Requeue { id, progress } => Record::requeue(id, &progress),
                 Op::Release { id, progress } => Record::release(id, &progress),
-                Op::Delete { id } => Record::delete(id),
+                Op::Delete { id } => {
+                    self.shared.fresh.forget(id);
+                    Record::delete(id)
+                }
                 Op::Note { key, bytes } => {
                     Record::note(key.clone(), bytes).map_err(|what| SpoolError::Unfit(key, what))?
                 }
@@ -294,6 +312,11 @@ impl Spool for Log {
         // The writer's thread drops the other end only when it panics.
         let answered = answer.await.unwrap_or(Err(SpoolError::Closed));
         drop(asked_for);
+        if answered.is_ok() {
+            for (envelope, content) in new {
+                self.shared.fresh.keep(envelope, content);
+            }
+        }
         answered
     }
 
@@ -310,6 +333,9 @@ impl Spool for Log {
     }
 
     async fn open(&self, id: SpoolId) -> Result<Stored, SpoolError> {
+        if let Some(stored) = self.shared.fresh(id).or_else(|| self.shared.read_from_memory(id)) {
+            return Ok(stored);
+        }
         let shared = Arc::clone(&self.shared);
         match tokio::task::spawn_blocking(move || shared.read(id)).await {
             Ok(stored) => stored,
@@ -323,7 +349,14 @@ impl Spool for Log {
         let trouble = lock(&self.shared.trouble).as_ref().map(ToString::to_string);
         let free = self.shared.space.free();
         let index = lock(&self.shared.index);
-        Health { trouble, free, used: index.used(), failed: index.failed.count() }
+        Health {
+            trouble,
+            free,
+            used: index.used(),
+            contents: index.contents(),
+            in_doubt: index.in_doubt(),
+            failed: index.failed.count(),
+        }
     }
 
     fn has_room_for(&self, size: u64) -> bool {
@@ -352,6 +385,9 @@ pub(super) struct Shared {
     /// Whether there is one, for who asks often.
     is_in_trouble: AtomicBool,
     pub(super) filer: Bell,
+    pub(super) fresh: Fresh,
+    /// The segment that is appended to, for who reads what has just been written.
+    pub(super) current: Mutex<Option<(u64, Arc<dyn DiskFile>)>>,
 }
 
 impl fmt::Debug for Shared {
@@ -370,6 +406,35 @@ impl Shared {
 
     pub(super) fn files(&self) -> Files<'_> {
         Files { disk: &*self.disk, paths: &self.paths }
+    }
+
+    /// A message that is as it came, if memory still has it.
+    fn fresh(&self, id: SpoolId) -> Option<Stored> {
+        let (envelope, content) = self.fresh.take(id)?;
+        let is_untouched = match lock(&self.index).find(id)? {
+            Lies::Log(entry) => entry.progress.is_none(),
+            Lies::Files(_) => false,
+        };
+        is_untouched.then(|| Stored {
+            progress: Progress::new(envelope.accepted, envelope.rcpts.len()),
+            envelope,
+            body: Body::Memory(content),
+        })
+    }
+
+    /// A message whose records are all in the segment that is appended to, where the operating system has them in its
+    /// memory: to read it keeps nobody waiting. Whatever is wrong with it is for who reads it from disk to find.
+    fn read_from_memory(&self, id: SpoolId) -> Option<Stored> {
+        let Lies::Log(entry) = lock(&self.index).find(id)? else { return None };
+        let (segment, file) = lock(&self.current).clone()?;
+        let read = |place: Place| {
+            let mut bytes = vec![0; len_of(place)];
+            let is_read =
+                place.segment == segment && file.read_from_memory(&mut bytes, place.offset);
+            is_read.then_some(bytes).ok_or(SpoolError::Unknown(id))
+        };
+        let found = Records::read(id, &entry, read).ok()?;
+        found.put.file.is_none().then(|| found.with_its_own_content(&entry))
     }
 
     /// Reads a message. If its entry changed meanwhile (it was done, or written elsewhere), what was read may be no
@@ -402,56 +467,28 @@ pub(super) struct Files<'a> {
 
 impl Files<'_> {
     pub(super) fn message(&self, id: SpoolId, entry: &Entry) -> Result<Stored, SpoolError> {
+        let found = Records::read(id, entry, |place| self.record(id, place))?;
+        let Some(file) = &found.put.file else { return Ok(found.with_its_own_content(entry)) };
         let damaged = |what: String| SpoolError::Damaged(id, what);
-        let bytes = self.record(id, entry.put)?;
-        let put = decode(&bytes, entry.put)
-            .and_then(|found| found.put())
-            .and_then(|put| match put.envelope.id == id {
-                true => Ok(put),
-                false => Err("its record is of another message".to_owned()),
-            })
-            .map_err(damaged)?;
-        let progress = match entry.progress {
-            None => Progress::new(put.envelope.accepted, put.envelope.rcpts.len()),
-            Some(place) => {
-                let bytes = self.record(id, place)?;
-                let (of, progress) =
-                    decode(&bytes, place).and_then(|found| found.progress()).map_err(damaged)?;
-                if of != id || progress.rcpts.len() != put.envelope.rcpts.len() {
-                    return Err(damaged("its progress does not fit its envelope".to_owned()));
-                }
-                progress
+        let path = self.paths.bodies.join(&*file.name);
+        let open = self.disk.open_body(&path).and_then(|open| Ok((open.metadata()?.len(), open)));
+        let body = match open {
+            Ok((len, open)) if len == file.len => {
+                let (file, crc32c) = (Arc::new(open), file.crc32c);
+                Body::File(BodyFile { file, start: 0, len, crc32c })
+            }
+            Ok((len, _)) => {
+                let (path, should) = (path.display(), file.len);
+                return Err(damaged(format!("{path} has {len} octets instead of {should}")));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(damaged(format!("{} is missing", path.display())));
+            }
+            Err(error) => {
+                return Err(SpoolError::Io(format!("opening {}", path.display()), error));
             }
         };
-        let body = match &put.file {
-            None => {
-                let end = record::HEADER + usize::try_from(entry.put.len).unwrap_or(usize::MAX);
-                Body::Memory(Bytes::from(bytes).slice(put.content_at..end))
-            }
-            Some(file) => {
-                let path = self.paths.bodies.join(&*file.name);
-                let open =
-                    self.disk.open_body(&path).and_then(|open| Ok((open.metadata()?.len(), open)));
-                match open {
-                    Ok((len, open)) if len == file.len => {
-                        let (file, crc32c) = (Arc::new(open), file.crc32c);
-                        Body::File(BodyFile { file, start: 0, len, crc32c })
-                    }
-                    Ok((len, _)) => {
-                        let (path, should) = (path.display(), file.len);
-                        let what = format!("{path} has {len} octets instead of {should}");
-                        return Err(damaged(what));
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        return Err(damaged(format!("{} is missing", path.display())));
-                    }
-                    Err(error) => {
-                        return Err(SpoolError::Io(format!("opening {}", path.display()), error));
-                    }
-                }
-            }
-        };
-        Ok(Stored { envelope: put.envelope, progress, body })
+        Ok(Stored { envelope: found.put.envelope, progress: found.progress, body })
     }
 
     /// The record of `id` at `place`, to be written elsewhere: a `Put`, or else one with its progress.
@@ -473,10 +510,9 @@ impl Files<'_> {
     }
 
     fn record(&self, id: SpoolId, place: Place) -> Result<Vec<u8>, SpoolError> {
-        let len = record::HEADER + usize::try_from(place.len).unwrap_or(usize::MAX);
         let path = self.paths.segment(place.segment);
         let read = || {
-            let mut bytes = vec![0; len];
+            let mut bytes = vec![0; len_of(place)];
             self.disk.open_to_read(&path)?.read_at(&mut bytes, place.offset)?;
             Ok(bytes)
         };
@@ -487,6 +523,56 @@ impl Files<'_> {
             _ => SpoolError::Io(format!("reading {}", path.display()), error),
         })
     }
+}
+
+/// What the records of a message say.
+struct Records {
+    put: record::Put,
+    progress: Progress,
+    /// The record of the `Put`, which may have the content in it.
+    bytes: Vec<u8>,
+}
+
+impl Records {
+    fn read(
+        id: SpoolId,
+        entry: &Entry,
+        read: impl Fn(Place) -> Result<Vec<u8>, SpoolError>,
+    ) -> Result<Self, SpoolError> {
+        let damaged = |what: String| SpoolError::Damaged(id, what);
+        let bytes = read(entry.put)?;
+        let put = decode(&bytes, entry.put)
+            .and_then(|found| found.put())
+            .and_then(|put| match put.envelope.id == id {
+                true => Ok(put),
+                false => Err("its record is of another message".to_owned()),
+            })
+            .map_err(damaged)?;
+        let progress = match entry.progress {
+            None => Progress::new(put.envelope.accepted, put.envelope.rcpts.len()),
+            Some(place) => {
+                let bytes = read(place)?;
+                let (of, progress) =
+                    decode(&bytes, place).and_then(|found| found.progress()).map_err(damaged)?;
+                if of != id || progress.rcpts.len() != put.envelope.rcpts.len() {
+                    return Err(damaged("its progress does not fit its envelope".to_owned()));
+                }
+                progress
+            }
+        };
+        Ok(Self { put, progress, bytes })
+    }
+
+    fn with_its_own_content(self, entry: &Entry) -> Stored {
+        let content = Bytes::from(self.bytes).slice(self.put.content_at..len_of(entry.put));
+        let body = Body::Memory(content);
+        Stored { envelope: self.put.envelope, progress: self.progress, body }
+    }
+}
+
+/// Of a record, in octets.
+fn len_of(place: Place) -> usize {
+    record::HEADER + usize::try_from(place.len).unwrap_or(usize::MAX)
 }
 
 fn decode(bytes: &[u8], place: Place) -> Result<record::Found<'_>, String> {

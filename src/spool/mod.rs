@@ -116,6 +116,7 @@ pub mod record;
 
 mod disk;
 mod failed;
+mod fresh;
 mod index;
 mod recover;
 mod segment;
@@ -257,6 +258,10 @@ pub struct Health {
     pub free: u64,
     /// Octets the spool takes on disk.
     pub used: u64,
+    /// Octets of the contents of the messages, failed ones too.
+    pub contents: u64,
+    /// Messages, queued or held, that may have been taken without a word about it.
+    pub in_doubt: usize,
     /// Messages that failed and are kept.
     pub failed: usize,
 }

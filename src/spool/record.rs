@@ -21,7 +21,7 @@
 //! Every payload starts with the id (16, big-endian). Then a `Put` has time of acceptance (8), size (8), number of
 //! recipients (4), length of the envelope (4), the envelope as JSON, and the content as it is, so that `grep -a` finds
 //! it. A change of progress (`Attempt`, `Update`, `Hold`, `Fail`, `Requeue`, `Release`) has due (8), pending recipients
-//! (4), attempts (2), zero (2) and the progress as JSON. `Filed` has the time of failing (8) and the length of the
+//! (4), attempts (2), 1 where a recipient is doubtful (1), zero (1) and the progress as JSON. `Filed` has the time of failing (8) and the length of the
 //! `.eml` (8). `Done` and `Delete` have nothing more. A `Note` is of no message: its id is zero, and then come the
 //! length of its key (1), zero (3), the key and the value. The fixed fields are what memory keeps: a start parses no
 //! JSON for most messages.
@@ -33,6 +33,8 @@
 
 use std::collections::HashSet;
 use std::iter;
+
+use bytes::Bytes;
 
 use super::side_file::FileRef;
 use super::wire;
@@ -128,6 +130,8 @@ pub(super) enum Change {
         due: UnixMillis,
         pending: u32,
         attempts: u16,
+        /// Some recipient may have been reached without a word about it.
+        is_doubtful: bool,
     },
     Filed {
         at: UnixMillis,
@@ -209,28 +213,28 @@ pub struct Record {
     /// The payload but for the content.
     payload: Vec<u8>,
     /// The content of a `Put`, kept apart so that it is copied only once.
-    content: Vec<u8>,
+    content: Bytes,
     /// CRC-32C of both, worked out by who makes the record: the writer has enough to do.
     crc: u32,
 }
 
 impl Record {
-    fn new(kind: Kind, id: SpoolId, change: Change, payload: Vec<u8>, content: Vec<u8>) -> Self {
+    fn new(kind: Kind, id: SpoolId, change: Change, payload: Vec<u8>, content: Bytes) -> Self {
         let crc = crc32c::crc32c_append(crc32c::crc32c(&payload), &content);
         Self { kind, id, change, payload, content, crc }
     }
 
     /// A message whose content is `content`.
-    pub fn put(envelope: &Envelope, content: Vec<u8>) -> Self {
-        Self::put_with(envelope, content, None)
+    pub fn put(envelope: &Envelope, content: impl Into<Bytes>) -> Self {
+        Self::put_with(envelope, content.into(), None)
     }
 
     /// A message whose content lies in `file`.
     pub(super) fn put_file(envelope: &Envelope, file: FileRef) -> Self {
-        Self::put_with(envelope, Vec::new(), Some(file))
+        Self::put_with(envelope, Bytes::new(), Some(file))
     }
 
-    fn put_with(envelope: &Envelope, content: Vec<u8>, file: Option<FileRef>) -> Self {
+    fn put_with(envelope: &Envelope, content: Bytes, file: Option<FileRef>) -> Self {
         let json = wire::write_envelope(envelope, file.as_ref());
         let head = Head {
             id: envelope.id,
@@ -282,11 +286,12 @@ impl Record {
         payload.extend_from_slice(&progress.due.0.to_le_bytes());
         payload.extend_from_slice(&pending.to_le_bytes());
         payload.extend_from_slice(&progress.attempts.to_le_bytes());
-        payload.extend_from_slice(&[0; 2]);
+        let is_doubtful = !progress.doubtful.is_empty();
+        payload.extend_from_slice(&[is_doubtful.into(), 0]);
         payload.extend_from_slice(&wire::write_progress(progress));
-        let change =
-            Change::Progress { step, due: progress.due, pending, attempts: progress.attempts };
-        Self::new(step.kind(), id, change, payload, Vec::new())
+        let (due, attempts) = (progress.due, progress.attempts);
+        let change = Change::Progress { step, due, pending, attempts, is_doubtful };
+        Self::new(step.kind(), id, change, payload, Bytes::new())
     }
 
     pub fn done(id: SpoolId) -> Self {
@@ -304,7 +309,7 @@ impl Record {
 
     fn gone(kind: Kind, id: SpoolId) -> Self {
         let payload = id.as_u128().to_be_bytes().to_vec();
-        Self::new(kind, id, Change::Done, payload, Vec::new())
+        Self::new(kind, id, Change::Done, payload, Bytes::new())
     }
 
     /// `Err` says why the note cannot be kept.
@@ -324,14 +329,14 @@ impl Record {
         payload.extend_from_slice(key.as_bytes());
         payload.extend_from_slice(&bytes);
         let change = Change::Note { key, bytes: bytes.into() };
-        Ok(Self::new(Kind::Note, NO_MESSAGE, change, payload, Vec::new()))
+        Ok(Self::new(Kind::Note, NO_MESSAGE, change, payload, Bytes::new()))
     }
 
     /// Of a whole segment.
     pub(super) fn index(summary: &Summary) -> Self {
         let mut payload = NO_MESSAGE.as_u128().to_be_bytes().to_vec();
         summary.write_to(&mut payload);
-        Self::new(Kind::Index, NO_MESSAGE, Change::Index, payload, Vec::new())
+        Self::new(Kind::Index, NO_MESSAGE, Change::Index, payload, Bytes::new())
     }
 
     /// The same once more, to be written elsewhere.
@@ -339,7 +344,7 @@ impl Record {
         let kind = Kind::from_code(found.kind);
         let kind = kind.ok_or_else(|| format!("a record of kind {}", found.kind))?;
         let (id, change) = found.change()?;
-        Ok(Self::new(kind, id, change, found.payload.to_vec(), Vec::new()))
+        Ok(Self::new(kind, id, change, found.payload.to_vec(), Bytes::new()))
     }
 
     /// It lies in files since it failed, at `at`; `len` is that of its `.eml`.
@@ -348,7 +353,7 @@ impl Record {
         payload.extend_from_slice(&at.0.to_le_bytes());
         payload.extend_from_slice(&len.to_le_bytes());
         let change = Change::Filed { at, len };
-        Self::new(Kind::Filed, id, change, payload, Vec::new())
+        Self::new(Kind::Filed, id, change, payload, Bytes::new())
     }
 
     /// Octets it takes in a segment, padding included.
@@ -654,7 +659,8 @@ impl Found<'_> {
         let mut change = || {
             let (due, pending) = (UnixMillis(fields.u64()?), fields.u32()?);
             let attempts = fields.take().map(u16::from_le_bytes)?;
-            Some(Change::Progress { step, due, pending, attempts })
+            let is_doubtful = fields.take::<1>()? != [0];
+            Some(Change::Progress { step, due, pending, attempts, is_doubtful })
         };
         let change = change().ok_or_else(too_short)?;
         Ok((id, change))

@@ -40,6 +40,8 @@ pub(super) struct Geometry {
     pub(super) quiet: Duration,
     /// How long the disk may refuse to read a record that is to be written again (EIO) before it counts as damaged.
     pub(super) patience: Duration,
+    /// Of new messages so much is kept in memory until they are opened.
+    pub(super) fresh: usize,
 }
 
 impl Default for Geometry {
@@ -52,6 +54,7 @@ impl Default for Geometry {
             few: 2,
             quiet: Duration::from_secs(1),
             patience: Duration::from_secs(5 * 60),
+            fresh: 8 * 1024 * 1024,
         }
     }
 }

@@ -307,6 +307,7 @@ impl<'a> CauseWire<'a> {
             retry_after: self.wait,
             lost: false,
             null_path: false,
+            busy: false,
             maybe_sent: self.maybe,
         })
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::mem;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -97,6 +97,8 @@ struct Waiting {
     /// Files to remove.
     discarded: Vec<PathBuf>,
     is_closed: bool,
+    /// The writer sleeps, and nobody has woken it yet.
+    is_asleep: bool,
 }
 
 impl Waiting {
@@ -130,9 +132,17 @@ impl Queue {
             return Err(SpoolError::Closed);
         }
         state.requests.push_back(request);
-        drop(state);
-        self.changed.notify_one();
+        self.wake(state);
         Ok(())
+    }
+
+    /// Not for nothing: to notify takes a system call, whoever waits.
+    fn wake(&self, mut state: MutexGuard<'_, Waiting>) {
+        let is_asleep = mem::take(&mut state.is_asleep);
+        drop(state);
+        if is_asleep {
+            self.changed.notify_one();
+        }
     }
 
     /// After the end of the writer the next start removes the file.
@@ -140,16 +150,16 @@ impl Queue {
         let mut state = lock(&self.state);
         if !state.is_closed {
             state.discarded.push(path);
-            drop(state);
-            self.changed.notify_one();
+            self.wake(state);
         }
     }
 
     /// What waits is still done; nothing more comes.
     pub(super) fn close(&self) {
-        lock(&self.state).is_closed = true;
+        let mut state = lock(&self.state);
+        state.is_closed = true;
         self.places.close();
-        self.changed.notify_one();
+        self.wake(state);
     }
 
     fn is_empty(&self) -> bool {
@@ -159,7 +169,10 @@ impl Queue {
     /// Waits for work, at most until `deadline`.
     fn wait(&self, deadline: Option<Instant>) -> Work {
         let has_work = |state: &Waiting| !state.is_empty();
-        let mut state = wait_until(&self.changed, lock(&self.state), deadline, has_work);
+        let mut state = lock(&self.state);
+        state.is_asleep = state.is_empty();
+        let mut state = wait_until(&self.changed, state, deadline, has_work);
+        state.is_asleep = false;
         let mut requests = Vec::new();
         let mut len = 0;
         while let Some(request) = state.requests.front() {
@@ -609,6 +622,7 @@ impl Writer {
         // Said once. What is open now has no index yet.
         self.next.sealed = None;
         self.sync_by = None;
+        *lock(&self.shared.current) = Some((number, Arc::clone(&current.file)));
         self.current = Some(current);
         Ok(())
     }
@@ -668,6 +682,7 @@ impl Writer {
 
     /// Nobody knows what of the segment is on disk: nothing more is written to it, and it is not synced again.
     fn abandon(&mut self, failure: Failure) {
+        *lock(&self.shared.current) = None;
         if let Some(current) = self.current.take() {
             let mut index = lock(&self.shared.index);
             index.segments.entry(current.number).or_default().is_last_use = true;

@@ -54,7 +54,8 @@ fn is_of_local_part(octet: u8) -> bool {
 }
 
 /// Back to the quote that opens it: it stands at the start of a value or after what no local part has. Where none does,
-/// the word before the quote, for a stranger may write one alone; and never out of the string of a JSON line.
+/// back to any quote, or as far as a local part may reach; or, where no other quote is, the word before this one, for a
+/// stranger may write one alone. And never out of the string of a JSON line.
 fn quoted(before: &[u8], is_json: bool) -> usize {
     let Some(last) = before.len().checked_sub(1) else { return 0 };
     if is_json && !is_escaped(before, last) {
@@ -66,22 +67,34 @@ fn quoted(before: &[u8], is_json: bool) -> usize {
     let opens_string = |at: &usize| before.get(*at) == Some(&b'"') && !is_escaped(before, *at);
     let inside = match is_json {
         true => (0..end).rev().find(opens_string).map_or(0, |at| at + 1),
-        false => end.saturating_sub(LONGEST),
+        false => start_of_character(before, end.saturating_sub(LONGEST)),
     };
+    let mut farthest = None;
     for start in (inside..end).rev() {
         if !before.get(start..end).is_some_and(|it| it.starts_with(quote)) {
             continue;
         }
         let ahead = before.get(..start).and_then(|ahead| ahead.last());
-        if ahead.is_none_or(|octet| b"<\"=:, (".contains(octet)) {
+        if ahead.is_none_or(|octet| b"<\"'=:;, ([{".contains(octet)) {
             return before.len() - start;
         }
+        farthest = Some(start);
     }
-    quote.len() + before.get(inside..end).map_or(0, word)
+    match farthest {
+        Some(start) => before.len() - start,
+        None if !is_json && inside > 0 => before.len() - inside,
+        None => quote.len() + before.get(inside..end).map_or(0, word),
+    }
 }
 
-/// A local part has 64 octets, each of at most four when it is escaped.
-const LONGEST: usize = 4 * 64;
+/// A quoted local part of a path (RFC 5321 4.5.3.1.3), each octet of at most four when it is escaped, and its quotes.
+const LONGEST: usize = 4 * 256 + 2;
+
+/// The start of a character at `at` or behind it.
+fn start_of_character(text: &[u8], at: usize) -> usize {
+    let rest = text.get(at..).unwrap_or_default();
+    at + rest.iter().take_while(|octet| **octet & 0xc0 == 0x80).count()
+}
 
 /// Whether what stands at `at` has an odd number of backslashes before it.
 fn is_escaped(line: &[u8], at: usize) -> bool {
@@ -124,6 +137,12 @@ mod tests {
             ("@", "@"),
             ("\"@", "***@"),
             ("421 try later\"@noon", "421 try l***@noon"),
+            (r#"550 no x"anna b"@x.y here"#, "550 no x***@x.y here"),
+            (
+                r#"'"anna b"@x.y' ["anna b"@x.y] {"anna b"@x.y};"anna b"@x.y"#,
+                "'***@x.y' [***@x.y] {***@x.y};***@x.y",
+            ),
+            (r#"{"m":"x\"anna b\"@x.y no","x":1}"#, r#"{"m":"x***@x.y no","x":1}"#),
             (r#"{"m":"421 try later\"@noon","x":1}"#, r#"{"m":"421 try l***@noon","x":1}"#),
             (r#"{"m":"@noon","to":"\"@x"}"#, r#"{"m":"@noon","to":"***@x"}"#),
             (r#"{"w":"x\"@x.y gone","s":"rcpt"}"#, r#"{"w":"x***@x.y gone","s":"rcpt"}"#),
@@ -132,6 +151,21 @@ mod tests {
             let shown = masked(line.as_bytes());
             assert_eq!(std::str::from_utf8(&shown).unwrap(), expected, "{line}");
         }
+    }
+
+    /// Most of it stood in the log: it was taken for a word.
+    #[test]
+    fn the_longest_quoted_local_part_goes_whole() {
+        for octet in ["\\\\", " ", "\\\"", "ü"] {
+            let local = format!("\"anna.secret {}b\"", octet.repeat(110));
+            let shown = crate::smtp::reply::Escaped(local.as_bytes()).to_string();
+            let line = format!("INFO accepted from=<{shown}@x.example> id=1");
+            let masked = String::from_utf8(masked(line.as_bytes()).into_owned()).unwrap();
+            assert_eq!(masked, "INFO accepted from=<***@x.example> id=1", "{line}");
+        }
+        let endless = format!("INFO \"{}ü\"@x.example", "ü".repeat(1_000));
+        let masked = String::from_utf8(masked(endless.as_bytes()).into_owned()).unwrap();
+        assert!(masked.ends_with("ü***@x.example"), "{masked}");
     }
 
     /// A reply with a quote too few took the whole line with it.

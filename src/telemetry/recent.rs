@@ -3,12 +3,15 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde_json::Value;
 use tokio::sync::Notify;
 
 /// Events that are kept.
 pub const KEPT: usize = 1_000;
 /// Octets of a line that are kept.
 const LONGEST: usize = 16 * 1024;
+/// Octets that are kept of a text in a line that is longer than that.
+const TEXT: usize = 1_000;
 /// Lines that a follower gets at once.
 const AT_ONCE: usize = 100;
 
@@ -29,10 +32,10 @@ struct Ring {
 impl Recent {
     /// `line` is a JSON object and the end of its line.
     pub(super) fn push(&self, line: &[u8]) {
-        if line.len() > LONGEST {
-            return;
-        }
-        let line = Arc::from(line);
+        let line = match line.len() > LONGEST {
+            true => shortened(line).unwrap_or_else(left_out).into(),
+            false => Arc::from(line),
+        };
         let mut ring = self.ring();
         if ring.lines.len() == KEPT {
             ring.lines.pop_front();
@@ -56,6 +59,31 @@ impl Recent {
     }
 }
 
+/// An event with its texts cut: a remote may say very much.
+fn shortened(line: &[u8]) -> Option<Vec<u8>> {
+    let mut event: serde_json::Map<String, Value> = serde_json::from_slice(line).ok()?;
+    for value in event.values_mut() {
+        if let Value::String(text) = value
+            && text.len() > TEXT
+        {
+            text.truncate(text.floor_char_boundary(TEXT));
+            text.push_str("...");
+        }
+    }
+    let mut line = serde_json::to_vec(&event).ok()?;
+    line.push(b'\n');
+    (line.len() <= LONGEST).then_some(line)
+}
+
+/// What stands for an event that cannot be cut.
+fn left_out() -> Vec<u8> {
+    missed(1, "1 event was too long to be kept")
+}
+
+fn missed(n: u64, message: &str) -> Vec<u8> {
+    format!("{{\"event\":\"missed\",\"missed\":{n},\"message\":\"{message}\"}}\n").into_bytes()
+}
+
 /// One who reads.
 #[derive(Debug)]
 pub struct Follower {
@@ -69,12 +97,10 @@ impl Follower {
     pub fn take(&mut self) -> Vec<u8> {
         let ring = self.recent.ring();
         let mut taken = Vec::new();
-        let missed = ring.gone.saturating_sub(self.next);
-        if missed > 0 {
-            let told = format!(
-                "{{\"event\":\"missed\",\"missed\":{missed},\"message\":\"{missed} events were not read in time\"}}\n"
-            );
-            taken.extend_from_slice(told.as_bytes());
+        let gone = ring.gone.saturating_sub(self.next);
+        if gone > 0 {
+            let words = format!("{gone} events were not read in time");
+            taken.extend(missed(gone, &words));
             self.next = ring.gone;
         }
         let skip = usize::try_from(self.next - ring.gone).unwrap_or(usize::MAX);
@@ -121,15 +147,27 @@ mod tests {
         }
         let lines = text(&mut follower);
         let mut lines = lines.lines();
-        let missed: serde_json::Value = serde_json::from_str(lines.next().unwrap()).unwrap();
+        let missed: Value = serde_json::from_str(lines.next().unwrap()).unwrap();
         assert_eq!((&missed["event"], &missed["missed"]), (&"missed".into(), &7.into()));
         assert_eq!(lines.next(), Some("12"));
         assert_eq!(recent.ring().lines.len(), KEPT);
+    }
+
+    /// It was left out without a word.
+    #[test]
+    fn an_event_that_is_very_long_is_cut_and_one_that_cannot_be_is_missed() {
+        let recent = Arc::new(Recent::default());
+        let words = format!("550 {}", "ü".repeat(LONGEST));
+        let line = serde_json::json!({ "event": "failed", "words": words, "size": 7 });
+        recent.push(format!("{line}\n").as_bytes());
         recent.push(&vec![b'x'; LONGEST + 1]);
-        assert_eq!(
-            recent.ring().lines.back().unwrap().as_ref(),
-            format!("{}\n", KEPT + 11).as_bytes()
-        );
+        let kept = text(&mut Recent::follow(&recent, KEPT));
+        let kept: Vec<Value> =
+            kept.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!((&kept[0]["event"], &kept[0]["size"]), (&"failed".into(), &7.into()));
+        let cut = kept[0]["words"].as_str().unwrap();
+        assert_eq!(cut, format!("550 {}...", "ü".repeat(TEXT / 2 - 2)));
+        assert_eq!((&kept[1]["event"], &kept[1]["missed"]), (&"missed".into(), &1.into()));
     }
 
     #[tokio::test]

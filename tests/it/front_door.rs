@@ -717,6 +717,28 @@ fn the_name_in_hello_cannot_break_out_of_received_or_log() {
 }
 
 #[test]
+fn at_debug_the_log_has_what_clients_say_but_no_credentials_and_no_content() {
+    let gateway = Setup::none("reject").set("log", "level = \"debug\"").start();
+    let mut client = Client::hello(gateway.smtp());
+    for line in ["FOO \x1b[2J", "AUTH LOGIN", "c2VjcmV0", "auth plain AHNlY3JldAo="] {
+        client.send(format!("{line}\r\n"));
+        client.reply();
+    }
+    client.command("DATA", 503);
+    client.send("Dear secret\r\n");
+    client.expect_end();
+    for words in ["EHLO client.test", "AUTH LOGIN ***", "***", "AUTH plain ***", "DATA"] {
+        gateway.wait_log(&format!("\"command\":{}", serde_json::json!(words)));
+    }
+    gateway.wait_log(r#""command":"FOO \\x1b[2J""#);
+    let log = gateway.log_text();
+    for secret in ["c2VjcmV0", "AHNlY3JldAo", "Dear"] {
+        assert!(!log.contains(secret), "{secret}\n{log}");
+    }
+    gateway.stop();
+}
+
+#[test]
 fn nothing_half_received_is_sent() {
     let sink = Sink::new();
     let gateway = Setup::to(sink.address).start();

@@ -160,6 +160,25 @@ fn a_delivery_that_does_not_end_within_the_grace_is_made_by_the_next_run() {
     assert_eq!(sink.taken().len(), 1);
 }
 
+/// As `timeout -s INT` does, which signals its child and the group that the child is in.
+#[test]
+fn a_signal_that_comes_twice_at_once_is_one() {
+    let spool = tempfile::tempdir().unwrap();
+    let hung = hung_sink();
+    let mut gateway = Setup::to(hung.address)
+        .spool(spool.path())
+        .set("limits", "shutdown_grace = \"60s\"")
+        .start();
+    mail(&gateway, "a@example.com");
+    wait_in_flight(&gateway, &hung);
+    gateway.signal("INT");
+    gateway.signal("INT");
+    gateway.wait_event("stopping", |_| true);
+    gateway.signal("TERM");
+    gateway.wait_exit();
+    assert!(gateway.log_text().contains("a second SIGTERM: stopped at once"));
+}
+
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let spool = tempfile::tempdir().unwrap();

@@ -144,7 +144,9 @@ fn a_wrong_password_at_postfix_bounces_nothing_and_the_right_one_delivers_all_on
     let closed = gateway.wait_event("closed", |_| true);
     assert_eq!(closed["words"], words);
     assert_eq!((&closed["scope"], &closed["stage"]), (&"provider".into(), &"auth".into()));
-    let ready = format!("ready; deliveries wait: {words} (auth)\n");
+    let ready = format!(
+        "ready; deliveries wait: {words} (auth); are provider.username and its password right?\n"
+    );
     assert_eq!(gateway.get("/readyz"), (200, ready));
     // One more than there are messages: a probe, which has the same answer.
     eventually("a probe", || {

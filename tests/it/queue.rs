@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -234,6 +234,9 @@ fn filters_take_what_they_say_and_nothing_else() {
     let (code, _, err) = run(&gateway, &["queue", "list", "--older-than", "soon"]);
     assert!(code == 64 && err.contains("90s, 5m, 2h or 3d"), "{err}");
     // A variable of a script that was not set.
+    let (code, _, err) = run(&gateway, &["queue", "list", "--limit", "0"]);
+    assert!(code == 64 && err.contains("'--limit <N>'"), "{code} {err}");
+    check(&["--state", "in_flight"], &[]);
     for verb in ["list", "hold", "retry"] {
         let (code, _, err) = run(&gateway, &["queue", verb, "--sender", ""]);
         assert!(code != 0 && err.contains("a pattern of the filter is empty"), "{code} {err}");
@@ -291,6 +294,35 @@ fn a_message_that_is_being_sent_is_left_alone() {
     assert_eq!(listed(&gateway, &[]).len(), 1);
 }
 
+/// Nobody answered on the socket until the attempts had ended.
+#[test]
+fn while_the_gateway_stops_the_queue_can_be_looked_at_and_is_not_changed() {
+    let sink = Sink::scripted(|ask| match ask.is_content() {
+        true => Answer::Hang,
+        false => Answer::Usual,
+    });
+    let mut gateway = patient(&sink).set("limits", "shutdown_grace = \"10m\"").start();
+    let id = send(&gateway, FROM, &["bob@example.org"]);
+    eventually("the content to leave", || {
+        sink.lines().iter().any(|line| line == "DATA").then_some(())
+    });
+    gateway.terminate();
+    gateway.wait_event("stopping", |_| true);
+    assert_eq!(ids(&listed(&gateway, &["--state", "in-flight"])), [&id]);
+    assert!(well(&gateway, &["queue", "show", &id]).contains("it is being sent now"));
+    assert!(well(&gateway, &["status"]).contains(" 1 in flight"));
+    // The dispatcher hears of it a moment later.
+    let (code, _, err) = eventually("the verb to be refused", || {
+        let said = run(&gateway, &["queue", "delete", &id]);
+        (said.0 != 75).then_some(said)
+    });
+    assert!(code == 69 && err.contains("the gateway is stopping"), "{code} {err}");
+    assert_eq!(listed(&gateway, &[]).len(), 1);
+    // The attempt comes to its end, and with it the gateway.
+    drop(sink);
+    assert!(gateway.wait_exit().success());
+}
+
 #[test]
 fn an_export_is_what_would_be_sent_and_overwrites_nothing() {
     let (sink, willing) = reluctant("450 later");
@@ -326,6 +358,121 @@ fn an_export_is_what_would_be_sent_and_overwrites_nothing() {
     gateway.stop();
 }
 
+/// "It is tried now", the log said, and `show` that it was to be sent when its turn came.
+#[test]
+fn without_a_provider_nothing_is_said_to_be_sent() {
+    let gateway = Setup::none("hold").start();
+    let id = send(&gateway, FROM, &["bob@example.org"]);
+    let waits = "no provider is set, and mail is kept until there is one";
+    let story = well(&gateway, &["queue", "show", &id]);
+    assert!(story.contains(&format!("next       it is due, but {waits}\n")), "{story}");
+    let out = well(&gateway, &["queue", "retry", &id]);
+    assert_eq!(out, format!("retry: 1 message done\nwhat is due waits: {waits}\n"));
+    let event = gateway.wait_event("retried", |event| event["id"] == id.as_str());
+    let words = format!("message {id} is due now: an operator asked for it; it waits: {waits}");
+    assert_eq!(event["message"], words.as_str());
+    well(&gateway, &["queue", "hold", &id]);
+    assert!(well(&gateway, &["queue", "release", "--state", "held"]).contains(waits));
+    assert!(well(&gateway, &["status"]).contains("provider   none\n"));
+    gateway.stop();
+}
+
+/// What a recipient had failed for stood there.
+#[test]
+fn the_row_of_a_message_says_why_it_waits() {
+    let sink = Sink::scripted(|ask| match ask.line {
+        line if line.starts_with("RCPT TO:<bad@") => Answer::reply("550 5.1.1 no such user"),
+        line if line.starts_with("RCPT") => Answer::reply("450 4.2.1 mailbox busy"),
+        _ => Answer::Usual,
+    });
+    let gateway = patient(&sink).start();
+    let id = deferred(&gateway, FROM, &["bad@example.org", "busy@example.org"]);
+    let row = listed(&gateway, &[]).into_iter().find(|row| row["id"] == id.as_str()).unwrap();
+    assert!(row["last"].as_str().unwrap().contains("450 4.2.1 mailbox busy"), "{row}");
+    assert_eq!(row["to"], json!(["busy@example.org", "bad@example.org"]));
+    gateway.stop();
+}
+
+/// It was held to `list`, not held to `release`, no message to filters, and nothing at all to `show`.
+#[test]
+fn a_damaged_message_is_one_to_all_commands() {
+    let (sink, _) = reluctant("450 later");
+    let gateway = patient(&sink).start();
+    let id = deferred(&gateway, FROM, &["bob@example.org"]);
+    let sound = deferred(&gateway, FROM, &["carl@example.org"]);
+    damage(&gateway, b"bob@example.org");
+    let check = |verb: &str| {
+        let (code, _, err) = run(&gateway, &["queue", verb, &id]);
+        assert!(
+            code == 65
+                && err.contains(&format!("message {id} is damaged: "))
+                && err.contains("`mailsluice spool verify` says what is damaged"),
+            "{verb}: {code} {err}"
+        );
+    };
+    check("retry");
+    check("hold");
+    let (code, out, err) = run(&gateway, &["queue", "export", &id]);
+    assert!(code == 71 && out.is_empty() && err.contains("`mailsluice spool verify`"), "{err}");
+    let (code, story, _) = run(&gateway, &["queue", "show", &id]);
+    assert_eq!(code, 65, "{story}");
+    for words in ["state      deferred\n", "attempts   1\n", "next       nothing: message "] {
+        assert!(story.contains(words), "{words}\n{story}");
+    }
+    let (code, out, err) = run(&gateway, &["queue", "list", "--sender", "*"]);
+    assert!(code == 0 && out.contains(&sound) && !out.contains(&id), "{out}");
+    assert!(err.starts_with("1 more cannot be read, so the filter does not know them"), "{err}");
+    let (code, out, err) = run(&gateway, &["queue", "hold", "--sender", "*"]);
+    assert_eq!((code, out.as_str()), (0, "hold: 1 message done\n"));
+    assert!(err.starts_with("1 more cannot be read"), "{err}");
+    assert!(well(&gateway, &["queue", "list"]).contains(&format!("message {id} is damaged")));
+    assert_eq!(well(&gateway, &["queue", "delete", &id]), "delete: 1 message done\n");
+    assert_eq!(ids(&listed(&gateway, &[])), [&sound]);
+    gateway.stop();
+}
+
+/// Changes an octet of what the log of the spool has.
+fn damage(gateway: &Gateway, what: &[u8]) {
+    for entry in fs::read_dir(gateway.folder().join("spool/log")).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = fs::read(&path).unwrap();
+        let Some(at) = bytes.windows(what.len()).position(|part| part == what) else { continue };
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(&[bytes[at] ^ 1], at as u64).unwrap();
+    }
+}
+
+/// `retry --all` sent what was held because it may have been taken.
+#[test]
+fn what_is_held_in_doubt_is_sent_only_to_who_means_it() {
+    let sink = Sink::scripted(|ask| match ask.is_content() && ask.mails == 1 {
+        true => Answer::TakeAndDrop,
+        false => Answer::Usual,
+    });
+    let gateway = patient(&sink).set("retry", "in_doubt = \"hold\"").start();
+    let id = send(&gateway, FROM, &["bob@example.org"]);
+    gateway.wait_event("held", |event| event["id"] == id.as_str());
+    eventually("it to be held", || {
+        (ids(&listed(&gateway, &["--state", "held"])) == [&id]).then_some(())
+    });
+    for verb in ["retry", "release"] {
+        let out = well(&gateway, &["queue", verb, "--all"]);
+        let words = "0 messages done, 1 left alone because they may have been taken already";
+        assert!(out.starts_with(&format!("{verb}: {words}")), "{out}");
+    }
+    assert_eq!(gateway.metric("mailsluice_in_doubt_messages"), 1.0);
+    assert!(well(&gateway, &["status"]).contains("1 in doubt: `mailsluice queue list"));
+    let story = well(&gateway, &["queue", "show", &id]);
+    assert!(story.contains("it is held, and may have been taken already; last was"), "{story}");
+    assert_eq!(sink.count(), 1);
+    let out = well(&gateway, &["queue", "retry", "--state", "in-doubt"]);
+    assert_eq!(out, "retry: 1 message done\n");
+    sink.wait(2);
+    gateway.wait_empty();
+    assert_eq!(gateway.metric("mailsluice_in_doubt_messages"), 0.0);
+    gateway.stop();
+}
+
 /// More than one request takes.
 #[test]
 fn a_whole_queue_is_changed_at_once() {
@@ -344,7 +491,8 @@ fn a_whole_queue_is_changed_at_once() {
         ids(&listed(&gateway, &[])).into_iter().map(str::to_owned).collect::<Vec<_>>();
     messages.dedup();
     assert_eq!(messages.len(), MESSAGES);
-    assert_eq!(well(&gateway, &["queue", "release", "--older-than", "0s"]), done("release"));
+    let out = well(&gateway, &["queue", "release", "--older-than", "0s"]);
+    assert!(out.starts_with(&done("release")), "{out}");
     assert_eq!(well(&gateway, &["queue", "delete", "--all", "--yes"]), done("delete"));
     assert_eq!(gateway.metric("mailsluice_queue_messages{state=\"queued\"}"), 0.0);
     gateway.stop();
@@ -362,6 +510,12 @@ fn the_socket_is_private_and_serves_what_tcp_serves_and_tcp_no_queue() {
     for (method, path, body, status) in [
         ("GET", "/api/v1/queue?recipent=x", "", 400),
         ("GET", "/api/v1/queue?limit=x", "", 400),
+        ("GET", "/api/v1/queue?limit=0", "", 400),
+        ("GET", "/api/v1/queue?state=held&state=failed", "", 400),
+        ("GET", "/api/v1/queue?state=in-flight", "", 200),
+        ("GET", "/api/v1/log?n=1&n=2", "", 400),
+        ("POST", "/api/v1/queue/retry", "{\"all\":true,\"limit\":0}", 400),
+        ("GET", "/api/v1/queues", "", 404),
         ("GET", "/api/v1/queue?state=x", "", 400),
         ("GET", "/api/v1/queue/x", "", 400),
         ("POST", "/api/v1/queue/retry", "{}", 400),
@@ -373,7 +527,15 @@ fn the_socket_is_private_and_serves_what_tcp_serves_and_tcp_no_queue() {
     ] {
         let (found, words) = http(&gateway, method, path, body);
         assert_eq!(found, status, "{method} {path} {body}: {words}");
+        if status != 200 {
+            let words: Value = serde_json::from_str(&words).unwrap();
+            assert!(!words["error"].as_str().unwrap().is_empty(), "{method} {path} {body}");
+        }
     }
+    assert_eq!(
+        gateway.get("/nothing"),
+        (404, "{\"error\":\"nothing is at this path\"}".to_owned())
+    );
     let (status, _) = http(&gateway, "POST", "/api/v1/queue/retry", &" ".repeat(300_000));
     assert_eq!(status, 413);
     let path = socket(&gateway);
@@ -536,6 +698,7 @@ fn no_local_part_is_in_the_log_where_addresses_are_not_to_be() {
     });
     let followed = well(&gateway, &["log", "-n", "1000", "--json"]);
     assert!(followed.contains("delivered"));
+    gateway.wait_log(r#""command":"RCPT TO:<z***@example.org>""#);
     // Who may ask for the queue sees whom it is for.
     let log = format!("{followed}{}", gateway.log_text()).to_lowercase();
     for line in log.lines() {

@@ -232,3 +232,22 @@ fn the_readme_names_every_command_and_every_fault_address() {
         assert!(readme.contains(&row), "{row}");
     }
 }
+
+/// Every event that the code tells is in README's list of them.
+#[test]
+fn readme_names_every_event() {
+    let readme = read("README.md");
+    let at = readme.find("Every event has a name").unwrap();
+    let (list, _) = readme[at..].split_once("\n\nAt `debug`").unwrap();
+    let mut told = 0;
+    for (module, text) in sources() {
+        for (_, rest) in
+            text.match_indices("event = \"").map(|(at, found)| text.split_at(at + found.len()))
+        {
+            let name = rest.split('"').next().unwrap();
+            assert!(list.contains(&format!("`{name}`")), "{module} tells {name}");
+            told += 1;
+        }
+    }
+    assert!(told > 30, "{told}");
+}

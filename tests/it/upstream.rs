@@ -537,7 +537,8 @@ fn an_account_that_may_not_send_bounces_nothing_and_says_so() {
     }
     let closed = gateway.wait_event("closed", |_| true);
     assert_eq!(closed["words"], "530 5.7.57 Client not authenticated to send mail");
-    let ready = "ready; deliveries wait: 530 5.7.57 Client not authenticated to send mail (mail)\n";
+    let ready = "ready; deliveries wait: 530 5.7.57 Client not authenticated to send mail (mail); the server \
+                 wants a login: are provider.auth, provider.username and its password set?\n";
     assert_eq!(gateway.get("/readyz"), (200, ready.to_owned()));
     assert_eq!(gateway.metric("mailsluice_provider_open"), 0.0);
     // A probe more, which has the same answer.
@@ -899,7 +900,10 @@ fn a_message_that_could_not_be_read_for_a_moment_was_held_until_a_restart() {
         }
     });
     let gateway = Setup::to(sink.address).start();
-    let id = mail(&gateway, "a@example.com", &["b@example.org"]);
+    // Over a mebibyte: it lies in a file of its own, and not in one that is open anyway.
+    let content = format!("{SMALL}{}", "0123456789\r\n".repeat(100_000));
+    let mut client = Client::hello(gateway.smtp());
+    let id = client.mail("a@example.com", &["b@example.org"], content);
     gateway.wait_event("deferred", |event| event["id"] == id.as_str());
     // Without descriptors the file cannot be opened that the message lies in.
     let pid = Pid::from_raw(i32::try_from(gateway.pid()).unwrap());

@@ -1,6 +1,7 @@
 //! Puts what is to be told into the spool: reports in the batch of the outcome that they tell, letters to the postmaster
 //! by themselves. What is told to whom, `reports` decides.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,7 +10,9 @@ use tracing::{error, info, warn};
 use super::{DISK_RETRY, Dispatcher, Ended, Round, Shared};
 use crate::clock;
 use crate::delivery::gate::Change;
-use crate::delivery::reports::{self, Errand, Letter, Waiting};
+use crate::delivery::operator::Place;
+use crate::delivery::reports::{self, Errand, Gist, Letter, Note, Waiting};
+use crate::delivery::retry;
 use crate::delivery::schedule::Turn;
 use crate::envelope::{Kind, Progress, QueueState, SpoolId, UnixMillis};
 use crate::message::dsn::{self, Returned};
@@ -21,8 +24,8 @@ use crate::spool::{Durability, Op, Spool, SpoolError, Stage, Staged};
 /// What goes into the spool together with the record of an outcome.
 #[derive(Debug)]
 pub(super) struct Enclosed {
-    letter: Option<(Letter, &'static str)>,
-    notes: Vec<(Box<str>, Vec<u8>)>,
+    letter: Option<(Letter, Gist)>,
+    notes: Vec<Note>,
     /// What the progress said was untold, in case it stays so.
     untold: Vec<u32>,
     warned: bool,
@@ -34,66 +37,127 @@ impl<S: Spool> Dispatcher<S> {
         if !self.errand.is_empty() {
             return None;
         }
-        let spool = &self.shared.spool;
-        let errand = {
-            let mut desk = self.shared.desk();
-            let due = desk.due()?;
-            let (now, wall) = (clock::now(), clock::wall());
-            if due > now {
-                return Some(due);
-            }
-            desk.errand(&self.shared.settings.house, |not| waiting(spool.as_ref(), not), now, wall)
+        let (due, notice) = {
+            let desk = self.shared.desk();
+            (desk.due()?, desk.notice())
         };
-        if let Some(mut errand) = errand {
-            // One that is being sent is left alone; the others cannot begin any more.
-            let is_sent = |id: &SpoolId| self.in_flight.values().any(|(sent, _)| sent == id);
-            errand.replaces = errand.replaces.filter(|id| !is_sent(id));
-            self.replaced = errand.replaces;
-            self.errand.spawn(run(Arc::clone(&self.shared), errand));
+        let (now, wall) = (clock::now(), clock::wall());
+        if due > now {
+            return Some(due);
+        }
+        // The end of what is done to it wakes the loop.
+        if notice.is_some_and(|id| self.is_busy(id)) {
+            return None;
+        }
+        self.replaced = notice.map(|id| (id, self.take_out(id)));
+        let waiting = self.waiting();
+        let errand = self.shared.desk().errand(&self.shared.settings.house, waiting, now, wall);
+        match errand {
+            Some(errand) => drop(self.errand.spawn(run(Arc::clone(&self.shared), errand))),
+            None => self.put_replaced_back(),
         }
         // The next one after this, or at once where there was nobody to tell.
         self.shared.desk().due().filter(|_| self.errand.is_empty())
     }
 
     pub(super) fn errand_ended(&mut self) {
-        self.replaced = None;
+        self.put_replaced_back();
         self.schedule_letters();
     }
 
     /// Behind all that is due by now and was tried before, so that new mail has three turns for each of theirs.
     pub(super) fn schedule_letters(&mut self) {
         let put = self.shared.desk().take_put();
+        let notice = self.outage_notice();
         for id in put {
-            self.schedule.push(id, Turn::Again, clock::now());
-        }
-    }
-}
-
-/// How much waits, but for one of our own notices.
-fn waiting<S: Spool>(spool: &S, not: Option<SpoolId>) -> Waiting {
-    let mut waiting = Waiting { messages: 0, oldest: None };
-    let mut after = None;
-    loop {
-        let heads = spool.heads(after, 1_000);
-        let Some(last) = heads.last() else { return waiting };
-        after = Some(last.id);
-        for head in heads {
-            if head.state == QueueState::Queued && Some(head.id) != not {
-                waiting.messages += 1;
-                waiting.oldest.get_or_insert(head.id.accepted());
+            match notice == Some(id) {
+                true => self.kept = notice,
+                false => self.schedule.push(id, Turn::Again, clock::now()),
             }
         }
+    }
+
+    /// The notice of an outage that is kept until that is over. What was written to a postmaster who is none any more is
+    /// a letter like any other.
+    pub(super) fn outage_notice(&self) -> Option<SpoolId> {
+        let is_set = self.shared.settings.house.bounce.postmaster.is_some();
+        self.shared.desk().notice().filter(|_| is_set)
+    }
+
+    /// Whether the notice of an outage is to find out that the provider works: where there is nothing else to send, for
+    /// nobody would hear of the outage before there is new mail. Where the last of the mail was taken, that was the end
+    /// of the outage, and the one that tells so follows it.
+    pub(super) fn probes_by_notice(&self) -> bool {
+        let is_more_left = !self.schedule.is_empty()
+            || !self.attempts.is_empty()
+            || !self.changing.is_empty()
+            || !self.accepted.is_empty();
+        if is_more_left {
+            return false;
+        }
+        if self.shared.gate().is_opening() {
+            self.shared.desk().opened(clock::now(), clock::wall());
+        }
+        self.kept.is_some() && !self.shared.desk().is_over()
+    }
+
+    fn is_busy(&self, id: SpoolId) -> bool {
+        self.in_flight.values().any(|(sent, _)| *sent == id)
+            || self.changing.iter().any(|(changed, _)| *changed == id)
+    }
+
+    /// Takes a notice from where it is, so that nothing begins with it while another takes its place.
+    fn take_out(&mut self, id: SpoolId) -> Place {
+        if self.kept == Some(id) {
+            self.kept = None;
+            return Place::Kept;
+        }
+        if self.unreadable.remove(&id) {
+            return Place::Unreadable;
+        }
+        match self.shared.spool.head(id).map(|head| head.state) {
+            Some(QueueState::Held) => {
+                self.held = self.held.saturating_sub(1);
+                Place::Held
+            }
+            Some(QueueState::Queued) => {
+                let mut due = self.schedule.remove_all(&HashSet::from([id]));
+                due.remove(&id).map_or(Place::Out, Place::Due)
+            }
+            Some(QueueState::Failed) | None => Place::Out,
+        }
+    }
+
+    /// Where it still is there, nothing took its place.
+    fn put_replaced_back(&mut self) {
+        let is_there = |id: SpoolId| self.shared.spool.head(id).is_some();
+        if let Some((id, place)) = self.replaced.take().filter(|(id, _)| is_there(*id)) {
+            self.put(id, place);
+        }
+    }
+
+    /// How much waits, but for what was just taken out. What an operator is changing at this moment is counted and not
+    /// dated.
+    fn waiting(&self) -> Waiting {
+        let in_flight = self.in_flight.values().map(|(id, _)| *id);
+        let oldest = in_flight.chain(self.schedule.oldest()).min();
+        let replaced = match self.replaced {
+            Some((_, Place::Due(_) | Place::Kept)) => 1,
+            Some((_, Place::Held | Place::Unreadable | Place::Out)) | None => 0,
+        };
+        let messages = self.queued().saturating_sub(replaced);
+        Waiting { messages, oldest: oldest.map(SpoolId::accepted) }
     }
 }
 
 /// Puts a letter to the postmaster into the spool, however long the disk refuses it: it is not known elsewhere.
 async fn run<S: Spool>(shared: Arc<Shared<S>>, mut errand: Errand) {
     loop {
-        let put = match put(shared.spool.as_ref(), &errand.letter).await {
+        let put = match put(shared.spool.as_ref(), errand.letter.as_ref()).await {
             Ok(put) => {
                 let delete = errand.replaces.map(|id| Op::Delete { id });
                 let notes = notes(&errand.notes);
-                let ops = delete.into_iter().chain([put]).chain(notes).collect();
+                let ops = delete.into_iter().chain(put).chain(notes).collect();
                 shared.spool.apply(ops, Durability::Lazy).await
             }
             Err(error) => Err(error),
@@ -107,35 +171,37 @@ async fn run<S: Spool>(shared: Arc<Shared<S>>, mut errand: Errand) {
             }
             Err(SpoolError::Closed) => return,
             Err(error) => {
-                error!(%error, "a letter to the postmaster cannot be written: {error}; trying again");
+                error!(%error, "what the postmaster is told cannot be written: {error}; trying again");
             }
         }
         tokio::time::sleep(DISK_RETRY).await;
     }
+    let Some(letter) = errand.letter else { return };
     shared.metrics.reports.with_label_values(&[errand.label]).inc();
-    let id = errand.letter.envelope.id;
+    let id = letter.envelope.id;
     let kind = errand.label;
     info!(event = "reported", report = %id, kind, "the postmaster is told: {kind} {id}");
     shared.desk().put(id);
 }
 
-async fn put<S: Spool>(spool: &S, letter: &Letter) -> Result<Op, SpoolError> {
+async fn put<S: Spool>(spool: &S, letter: Option<&Letter>) -> Result<Option<Op>, SpoolError> {
+    let Some(letter) = letter else { return Ok(None) };
     let mut stage = spool.stage();
     stage.write(&letter.content).await?;
     let body: Staged = stage.finish().await?;
-    Ok(Op::Put { envelope: letter.envelope.clone(), body })
+    Ok(Some(Op::Put { envelope: letter.envelope.clone(), body }))
 }
 
-fn notes(notes: &[(Box<str>, Vec<u8>)]) -> impl Iterator<Item = Op> + '_ {
+fn notes(notes: &[Note]) -> impl Iterator<Item = Op> + '_ {
     notes.iter().map(|(key, bytes)| Op::Note { key: key.clone(), bytes: bytes.clone() })
 }
 
 impl<S> Shared<S> {
     /// Neither the letter nor what is on the list instead could be written.
-    fn take_back(&self, has_letter: bool, notes: &[(Box<str>, Vec<u8>)]) {
+    fn take_back(&self, letter: Option<Gist>, notes: &[Note]) {
         let mut desk = self.desk();
-        if has_letter {
-            desk.withdraw();
+        if let Some(gist) = letter {
+            desk.withdraw(gist);
         }
         notes.iter().for_each(|(key, _)| desk.unlist(key));
     }
@@ -178,9 +244,10 @@ impl<S: Spool> Round<'_, S> {
         let progress = &self.message.progress;
         let envelope = &self.message.envelope;
         let delayed = progress.first_deferral.filter(|first| {
+            let (retry, after) = (&self.shared.settings.retry, house.bounce.delay_warning_after);
             own && !progress.warned
                 && envelope.kind == Kind::Mail
-                && wall.since(*first) > house.bounce.delay_warning_after
+                && retry::span_fills(retry, after, progress.attempts, *first, wall)
         });
         let until = delayed.map(|first| first.plus(house.give_up_after));
         let entries = reports::news(envelope, progress, until);
@@ -197,7 +264,7 @@ impl<S: Spool> Round<'_, S> {
             }
             Ok(audience) => {
                 let now = clock::now();
-                let admitted = self.shared.desk().admits(&house.bounce, now);
+                let admitted = self.shared.desk().admits(gist, &house.bounce, now);
                 if admitted {
                     let all = house.returns_all(envelope, &entries);
                     let (content, is_whole) = self.read(all).await;
@@ -206,14 +273,13 @@ impl<S: Spool> Round<'_, S> {
                         false => Returned::Header(&content),
                     };
                     let letter = house.report(audience, envelope, &entries, returned, wall);
-                    enclosed.letter = Some((letter, gist.label()));
+                    enclosed.letter = Some((letter, gist));
                 } else if house.bounce.postmaster.is_none() {
                     let kind = gist.label();
                     warn!(event = "unreported", %id, kind, "nobody is told what became of message {id} ({kind}): more than bounce.max_per_hour reports, and bounce.postmaster, who would get the list, is not set");
                 } else {
                     let line = reports::line(envelope, &entries, wall);
-                    let note = self.shared.desk().list(line, now);
-                    enclosed.notes.push(note);
+                    enclosed.notes.extend(self.shared.desk().list(line, now, wall));
                 }
             }
         }
@@ -260,11 +326,8 @@ impl<S: Spool> Round<'_, S> {
         };
         self.doubt_is_told().await;
         let id = self.id();
-        let letter = match &enclosed.letter {
-            Some((letter, _)) => put(self.shared.spool.as_ref(), letter).await.map(Some),
-            None => Ok(None),
-        };
-        let written = match letter {
+        let letter = enclosed.letter.as_ref().map(|(letter, _)| letter);
+        let written = match put(self.shared.spool.as_ref(), letter).await {
             Ok(letter) => {
                 let ops = [op()].into_iter().chain(letter).chain(notes(&enclosed.notes)).collect();
                 self.shared.spool.apply(ops, Durability::Lazy).await
@@ -280,7 +343,7 @@ impl<S: Spool> Round<'_, S> {
             Err(error) => {
                 warn!(%id, %error, "the report on message {id} cannot be written now: {error}; trying again");
                 let Enclosed { letter, notes, untold, warned } = enclosed;
-                self.shared.take_back(letter.is_some(), &notes);
+                self.shared.take_back(letter.map(|(_, gist)| gist), &notes);
                 let progress = Progress { untold, warned, ..self.message.progress.clone() };
                 // One that is to be held is told when it is let go.
                 if self.held {
@@ -298,7 +361,8 @@ impl<S: Spool> Round<'_, S> {
     fn told(&self, enclosed: &Enclosed) {
         let id = self.id();
         match &enclosed.letter {
-            Some((letter, kind)) => {
+            Some((letter, gist)) => {
+                let kind = gist.label();
                 let report = letter.envelope.id;
                 let to = letter.envelope.rcpts.first().map_or("", |rcpt| rcpt.path.as_str());
                 let to = Escaped(to.as_bytes());

@@ -1,4 +1,5 @@
 mod days;
+mod synced;
 
 use std::collections::VecDeque;
 
@@ -37,7 +38,7 @@ enum Play {
     /// No connection, ever.
     Connect,
     /// One letter for each recipient of the message: `d`elivered, `l`ater, `?` for an answer that was lost, `h`eld for
-    /// this message alone, the provider in `t`rouble.
+    /// this message alone, the provider in `t`rouble or `b`usy.
     Each(&'static str),
     /// Refused for good before any content left.
     Never,
@@ -63,6 +64,12 @@ impl Play {
             'n' => Outcome::Failed(Cause::new(Scope::Recipient, Stage::Rcpt, "550 no")),
             'h' => Outcome::Held(Cause::new(Scope::Message, Stage::EndOfData, "550 5.7.60")),
             't' => Outcome::Deferred(Cause::new(Scope::Provider, Stage::Connect, "refused")),
+            'b' => {
+                let cause =
+                    Cause::new(Scope::Sender, Stage::Mail, "432 4.3.2 too many connections");
+                let pause = Some(Duration::from_secs(60));
+                Outcome::Held(Cause { busy: true, retry_after: pause, ..cause })
+            }
             '?' => {
                 let cause = Cause::new(Scope::Message, Stage::EndOfData, "lost");
                 Outcome::Deferred(Cause { lost: true, maybe_sent: true, ..cause })
@@ -214,6 +221,29 @@ impl Stand {
         Self { folder, spool, metrics: Arc::new(Metrics::new()), log, concurrency, retry, house }
     }
 
+    fn dispatcher(
+        &self,
+        provider: Option<Arc<dyn Provider>>,
+        accepted: mpsc::UnboundedReceiver<SpoolId>,
+        requests: Requests,
+    ) -> Dispatcher<Log> {
+        Dispatcher::new(
+            Arc::clone(&self.spool),
+            provider,
+            Settings {
+                retry: self.retry.clone(),
+                concurrency: self.concurrency,
+                policy: preserve(),
+                house: self.house.clone(),
+            },
+            accepted,
+            requests,
+            Arc::clone(&self.metrics),
+            watch::Sender::new(None),
+            self.log.clone(),
+        )
+    }
+
     /// Runs the engine until `over` holds; what the provider was handed.
     async fn run(&self, script: &[Play], over: impl Fn(&Self, &[Call]) -> bool) -> Vec<Call> {
         self.run_parts(2, script, over).await
@@ -228,24 +258,10 @@ impl Stand {
         let script = Mutex::new(script.iter().copied().collect());
         let spool = Arc::clone(&self.spool);
         let fake = Arc::new(Fake { spool, script, calls: Mutex::default(), recipients });
-        let retry = self.retry.clone();
         let (_accepted, accepted) = mpsc::unbounded_channel();
         let (_operator, requests) = operator::channel();
-        let mut dispatcher = Dispatcher::new(
-            Arc::clone(&self.spool),
-            Some(Arc::clone(&fake) as Arc<dyn Provider>),
-            Settings {
-                retry,
-                concurrency: self.concurrency,
-                policy: preserve(),
-                house: self.house.clone(),
-            },
-            accepted,
-            requests,
-            Arc::clone(&self.metrics),
-            watch::Sender::new(None),
-            self.log.clone(),
-        );
+        let provider = Arc::clone(&fake) as Arc<dyn Provider>;
+        let mut dispatcher = self.dispatcher(Some(provider), accepted, requests);
         dispatcher.load();
         let stop = CancellationToken::new();
         let until = async {
@@ -790,6 +806,8 @@ async fn a_message_that_is_damaged_when_it_is_read_is_counted_and_stops_no_other
     let stand = Stand::new().await;
     let other = Envelope { id: SpoolId::from_u128(2), ..envelope() };
     stand.apply(Op::Put { envelope: other, body: Staged::Memory(b"hi".to_vec()) }).await;
+    // What memory has of it goes.
+    drop(stand.spool.open(ID).await.unwrap());
     let log = stand.folder.path().join("spool/log");
     for entry in std::fs::read_dir(log).unwrap() {
         let path = entry.unwrap().path();
@@ -816,21 +834,7 @@ async fn run_asked<T>(
 ) -> T {
     let (_accepted, accepted) = mpsc::unbounded_channel();
     let (operator, requests) = operator::channel();
-    let mut dispatcher = Dispatcher::new(
-        Arc::clone(&stand.spool),
-        provider,
-        Settings {
-            retry: retry_config(),
-            concurrency: stand.concurrency,
-            policy: preserve(),
-            house: stand.house.clone(),
-        },
-        accepted,
-        requests,
-        Arc::clone(&stand.metrics),
-        watch::Sender::new(None),
-        stand.log.clone(),
-    );
+    let mut dispatcher = stand.dispatcher(provider, accepted, requests);
     dispatcher.load();
     let stop = CancellationToken::new();
     let asked = async {
@@ -853,6 +857,7 @@ async fn changed(stand: &Stand, verb: operator::Verb) -> Answer {
 /// `delete` of what had failed took what had been queued again meanwhile.
 #[tokio::test]
 async fn a_verb_leaves_alone_what_changed_since_its_filter_looked() {
+    use operator::Doubts;
     use operator::Verb::{Delete, Retry};
     let stand = Stand::new().await;
     let mut progress = stand.progress().await;
@@ -860,17 +865,76 @@ async fn a_verb_leaves_alone_what_changed_since_its_filter_looked() {
     stand.apply(Op::Fail { id: ID, progress }).await;
     let failed = stand.spool.head(ID).unwrap();
     let ask = async |operator: operator::Operator| {
-        let retried = operator.change_found(Retry, vec![failed]).await.unwrap();
-        (retried, operator.change_found(Delete, vec![failed]).await.unwrap())
+        let retried = operator.change_found(Retry, vec![failed], Doubts::Spare).await.unwrap();
+        (retried, operator.change_found(Delete, vec![failed], Doubts::Spare).await.unwrap())
     };
     let (retried, deleted) = run_asked(&stand, None, ask).await;
     assert_eq!(retried, [(ID, Answer::Done)]);
     assert!(matches!(deleted[..], [(ID, Answer::Busy(_))]), "{deleted:?}");
     assert_eq!(stand.state(), Some(QueueState::Queued));
     let queued = stand.spool.head(ID).unwrap();
-    let delete =
-        async |operator: operator::Operator| operator.change_found(Delete, vec![queued]).await;
+    let delete = async |operator: operator::Operator| {
+        operator.change_found(Delete, vec![queued], Doubts::Spare).await
+    };
     assert_eq!(run_asked(&stand, None, delete).await.unwrap(), [(ID, Answer::Done)]);
+}
+
+/// It was in the queue on disk, and nobody tried it before the next start.
+#[tokio::test]
+async fn what_a_verb_that_panicked_has_queued_is_in_the_schedule() {
+    let stand = Stand::new().await;
+    let progress = stand.progress().await;
+    stand.apply(Op::Hold { id: ID, progress: progress.clone() }).await;
+    let (_accepted, accepted) = mpsc::unbounded_channel();
+    let mut dispatcher = stand.dispatcher(None, accepted, operator::channel().1);
+    dispatcher.load();
+    let (reply, answer) = oneshot::channel();
+    dispatcher.changing = vec![(ID, Place::Held)];
+    dispatcher.answering = Some(Answering { reply, answers: Vec::new() });
+    stand.apply(Op::Release { id: ID, progress }).await;
+    dispatcher.changed(None);
+    assert!(matches!(answer.await.unwrap()[..], [(ID, Answer::Error(_))]));
+    assert_eq!((dispatcher.schedule.len(), dispatcher.held), (1, 0));
+}
+
+#[tokio::test]
+async fn what_is_in_doubt_is_counted_and_a_restart_knows_it() {
+    let stand = Stand::new().await;
+    let mut progress = stand.progress().await;
+    progress.doubtful = vec![1];
+    stand.apply(Op::Hold { id: ID, progress }).await;
+    assert_eq!(stand.spool.health().in_doubt, 1);
+    let stand = stand.restarted().await;
+    assert_eq!(stand.spool.health().in_doubt, 1);
+    stand.apply(Op::Delete { id: ID }).await;
+    assert_eq!(stand.spool.health().in_doubt, 0);
+    assert_eq!(Stand::left(&[0]).await.spool.health().in_doubt, 1);
+}
+
+/// `retry --all` sent what nobody had looked at: it may have been taken.
+#[tokio::test]
+async fn what_may_have_been_taken_is_not_sent_by_a_filter_that_does_not_mean_it() {
+    use operator::Doubts::{Spare, Take};
+    use operator::Verb::{Hold, Release, Retry};
+    let stand = Stand::new().await;
+    let mut progress = stand.progress().await;
+    progress.doubtful = vec![1];
+    stand.apply(Op::Hold { id: ID, progress }).await;
+    let found = async |verb, doubts| {
+        let head = stand.spool.head(ID).unwrap();
+        let ask = async |operator: operator::Operator| {
+            operator.change_found(verb, vec![head], doubts).await
+        };
+        run_asked(&stand, None, ask).await.unwrap().remove(0).1
+    };
+    for verb in [Retry, Release] {
+        assert_eq!(found(verb, Spare).await, Answer::InDoubt);
+        assert_eq!(stand.state(), Some(QueueState::Held));
+    }
+    assert_eq!(found(Release, Take).await, Answer::Done);
+    assert_eq!(stand.state(), Some(QueueState::Queued));
+    assert_eq!(found(Hold, Spare).await, Answer::Done, "nothing is sent by it");
+    assert_eq!(changed(&stand, Retry).await, Answer::Done, "by its id");
 }
 
 #[tokio::test]
@@ -950,18 +1014,48 @@ async fn a_message_that_cannot_be_read_is_held_for_the_operator_who_may_delete_i
         recipients: 2,
     };
     let held = || stand.metrics.queue.with_label_values(&["held"]).get();
-    let (hold, delete) = run_asked(&stand, Some(Arc::new(fake)), async |operator| {
+    let damaged = |answers: &[(SpoolId, Answer)]| match answers {
+        [(ID, Answer::Damaged(why))] => {
+            why.contains("`mailsluice spool verify` says what is damaged")
+        }
+        _ => false,
+    };
+    let delete = run_asked(&stand, Some(Arc::new(fake)), async |operator| {
         while operator.look().await.unwrap().unreadable != [ID] {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         assert_eq!(held(), 1);
-        let hold = operator.change(operator::Verb::Hold, vec![ID]).await.unwrap();
-        (hold, operator.change(operator::Verb::Delete, vec![ID]).await.unwrap())
+        // It was tried again by one verb, and not held to another.
+        for verb in [operator::Verb::Hold, operator::Verb::Retry, operator::Verb::Release] {
+            let answers = operator.change(verb, vec![ID]).await.unwrap();
+            assert!(damaged(&answers), "{verb:?} {answers:?}");
+            assert_eq!(operator.look().await.unwrap().unreadable, [ID]);
+        }
+        operator.change(operator::Verb::Delete, vec![ID]).await.unwrap()
     })
     .await;
-    assert!(matches!(hold[..], [(ID, Answer::Error(_))]), "{hold:?}");
     assert_eq!(delete, [(ID, Answer::Done)]);
     assert_eq!((stand.state(), held()), (None, 0));
+}
+
+/// It made all mail wait for an hour.
+#[tokio::test]
+async fn a_mailbox_with_too_many_connections_gets_fewer_while_others_are_answered() {
+    let mut stand = Stand::new().await;
+    stand.concurrency = 1;
+    let other = SpoolId::from_u128(2);
+    let put = Envelope { id: other, ..envelope() };
+    stand.apply(Op::Put { envelope: put, body: Staged::Memory(b"hi".to_vec()) }).await;
+    let open = |stand: &Stand| stand.metrics.provider_open.get();
+    let busy = |stand: &Stand, calls: &[Call]| {
+        assert!(calls.is_empty() || open(stand) == 1, "nobody else waits");
+        stand.state().is_none()
+    };
+    let calls = stand.run(&[Play::Take, Play::Each("bb")], busy).await;
+    let ids: Vec<SpoolId> = calls.iter().map(|call| call.id).collect();
+    assert_eq!((ids.len(), ids[1]), (3, ids[2]), "{calls:?}");
+    assert_eq!(calls[2].attempts, 0, "it counts nothing");
+    assert!(calls[2].at - calls[1].at < Duration::from_secs(5));
 }
 
 fn postmaster() -> Option<Mailbox> {

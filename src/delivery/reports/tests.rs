@@ -124,7 +124,7 @@ fn a_report_goes_to_the_sender_or_where_that_makes_no_sense_to_the_postmaster() 
     let audience = |house: &House, envelope: &Envelope| {
         let entries = [Entry { rcpt: &envelope.rcpts[0], news: News::Failed(&cause) }];
         let audience = house.audience(envelope, &entries);
-        audience.map_or_else(|_nobody| "nobody".to_owned(), |(_, to)| to.to_string())
+        audience.map_or_else(|_nobody| "nobody".to_owned(), |it| it.to.to_string())
     };
     let unsaid = Notify::Unsaid;
     for (from, to) in [
@@ -153,6 +153,30 @@ fn a_report_goes_to_the_sender_or_where_that_makes_no_sense_to_the_postmaster() 
     assert_eq!(audience(&house(true), &mail), "ops@example.com");
     mail.kind = Kind::Notice;
     assert_eq!(audience(&house(true), &mail), "nobody", "a notice that fails is dropped");
+}
+
+#[test]
+fn the_postmaster_hears_why_he_is_told_in_the_authors_stead() {
+    let cause = no();
+    let mut by_choice = house(true);
+    by_choice.bounce.to = BounceTo::Postmaster;
+    for (house, kind, from, reader) in [
+        (house(true), Kind::Mail, "a@example.com", Reader::Author),
+        (house(true), Kind::Mail, "", Reader::Postmaster(Why::NoAuthor)),
+        (house(true), Kind::Mail, "root@box", Reader::Postmaster(Why::LocalAuthor)),
+        (house(true), Kind::Mail, "b@example.org", Reader::Postmaster(Why::AuthorFailed)),
+        (house(true), Kind::Report, "", Reader::Postmaster(Why::ReportFailed)),
+        (by_choice, Kind::Mail, "a@example.com", Reader::Postmaster(Why::Chosen)),
+    ] {
+        let mut mail = envelope(from, &[("b@example.org", Notify::Unsaid)]);
+        mail.kind = kind;
+        let entries = [Entry { rcpt: &mail.rcpts[0], news: News::Failed(&cause) }];
+        let audience = house.audience(&mail, &entries).unwrap();
+        assert_eq!(audience.reader, reader, "{kind:?} <{from}>");
+        let letter = house.report(audience, &mail, &entries, Returned::Header(b""), AT);
+        let is_to_author = letter.envelope.kind == Kind::Report;
+        assert_eq!(is_to_author, reader == Reader::Author, "{kind:?} <{from}>");
+    }
 }
 
 #[test]
@@ -196,16 +220,20 @@ impl Office {
     }
 
     fn report(&mut self, minutes: u64, line: &str) -> bool {
-        let (now, _) = self.at(minutes);
-        let admitted = self.desk.admits(&self.house.bounce, now);
+        self.report_of(Gist::Failure, minutes, line)
+    }
+
+    fn report_of(&mut self, gist: Gist, minutes: u64, line: &str) -> bool {
+        let (now, wall) = self.at(minutes);
+        let admitted = self.desk.admits(gist, &self.house.bounce, now);
         if !admitted {
-            let note = self.desk.list(line.to_owned(), now);
-            self.keep(vec![note]);
+            let notes = self.desk.list(line.to_owned(), now, wall);
+            self.keep(notes.into());
         }
         admitted
     }
 
-    fn keep(&mut self, notes: Vec<(Box<str>, Vec<u8>)>) {
+    fn keep(&mut self, notes: Vec<Note>) {
         for (key, bytes) in notes {
             match bytes.is_empty() {
                 true => self.notes.remove(&key),
@@ -229,12 +257,17 @@ impl Office {
     fn errand(&mut self, minutes: u64) -> Option<(Errand, String)> {
         let (now, wall) = self.at(minutes);
         self.desk.due().filter(|due| *due <= now)?;
-        let waiting = |_| Waiting { messages: 3, oldest: Some(AT) };
+        let waiting = Waiting { messages: 3, oldest: Some(AT) };
         let errand = self.desk.errand(&self.house, waiting, now, wall)?;
         self.keep(errand.notes.clone());
-        let text = String::from_utf8(errand.letter.content.clone()).unwrap();
+        let letter = errand.letter.clone().map_or_else(Vec::new, |letter| letter.content);
+        let text = String::from_utf8(letter).unwrap();
         Some((errand, text.replace("=\r\n", "")))
     }
+}
+
+fn id_of(errand: &Errand) -> SpoolId {
+    errand.letter.as_ref().unwrap().envelope.id
 }
 
 #[test]
@@ -244,7 +277,10 @@ fn beyond_the_limit_of_an_hour_one_digest_goes_to_the_postmaster() {
     assert_eq!(admitted, [true, true, false, false]);
     assert!(office.errand(59).is_none());
     let (errand, text) = office.errand(60).unwrap();
-    assert_eq!((errand.label, errand.letter.envelope.kind), ("digest", Kind::Notice));
+    assert_eq!(
+        (errand.label, errand.letter.as_ref().unwrap().envelope.kind),
+        ("digest", Kind::Notice)
+    );
     assert!(text.contains("line 2\r\nline 3\r\n") && !text.contains("line 1"), "{text}");
     assert!(office.notes.is_empty());
     assert!(office.errand(1000).is_none());
@@ -258,10 +294,54 @@ fn what_is_listed_survives_a_restart_and_is_told_once() {
         office.report(0, &format!("line {n}"));
     }
     office.restart(1);
-    let (_, text) = office.errand(1).unwrap();
+    let (_, text) = office.errand(60).unwrap();
     assert!(text.contains("line 2\r\nline 3\r\nline 4\r\n"), "{text}");
-    office.restart(2);
-    assert!(office.errand(100).is_none());
+    office.restart(61);
+    assert!(office.errand(200).is_none());
+}
+
+/// Each start sent what was listed so far.
+#[test]
+fn the_hour_of_a_digest_goes_on_over_a_restart() {
+    let mut office = Office::new();
+    for n in 0..4 {
+        office.report(0, &format!("line {n}"));
+    }
+    for minutes in [20, 40] {
+        office.restart(minutes);
+        office.report(minutes, "x");
+        office.report(minutes, "y");
+        office.report(minutes, &format!("line {minutes}"));
+        assert!(office.errand(minutes).is_none() && office.errand(59).is_none());
+    }
+    let (_, text) = office.errand(60).unwrap();
+    assert!(text.contains("line 3\r\nline 20\r\nline 40\r\n"), "{text}");
+    assert!(office.notes.is_empty());
+    // One that is over is not waited for again, and a clock that stepped back makes it no longer.
+    for (restarted, due) in [(200, 200), (0, 60)] {
+        let mut office = Office::new();
+        for n in 0..3 {
+            office.report(100, &format!("line {n}"));
+        }
+        office.restart(restarted);
+        assert!(office.errand(due - 1).is_none() && office.errand(due).is_some(), "{restarted}");
+    }
+}
+
+/// Delay warnings pushed failures onto the digest.
+#[test]
+fn many_delays_leave_failures_their_reports() {
+    let mut office = Office::new();
+    let admitted: Vec<bool> = (0..3).map(|_| office.report_of(Gist::Delay, 0, "late")).collect();
+    assert_eq!(admitted, [true, true, false]);
+    for gist in [Gist::Failure, Gist::Relayed] {
+        let admitted: Vec<bool> = (0..3).map(|_| office.report_of(gist, 0, "x")).collect();
+        assert_eq!(admitted, [true, true, false], "{gist:?}");
+    }
+    office.desk.withdraw(Gist::Failure);
+    office.desk.withdraw(Gist::Failure);
+    assert!(!office.report_of(Gist::Delay, 0, "late"), "each is counted by itself");
+    assert!(office.report(0, "x"));
 }
 
 #[test]
@@ -271,14 +351,15 @@ fn what_comes_while_a_digest_is_written_is_not_lost_with_its_notes() {
         office.report(0, &format!("line {n}"));
     }
     let (now, wall) = office.at(60);
-    let none = |_| Waiting { messages: 0, oldest: None };
+    let none = Waiting { messages: 0, oldest: None };
     let errand = office.desk.errand(&office.house, none, now, wall).unwrap();
     for n in 10..13 {
         office.report(60, &format!("line {n}"));
     }
     office.keep(errand.notes);
     office.restart(61);
-    let (_, text) = office.errand(61).unwrap();
+    assert!(office.errand(119).is_none());
+    let (_, text) = office.errand(120).unwrap();
     assert!(text.contains("line 12\r\n") && !text.contains("line 3"), "{text}");
 }
 
@@ -288,9 +369,9 @@ fn a_digest_and_its_notes_are_bounded() {
     for n in 0..1_000 {
         office.report(0, &format!("{n} {}", "x".repeat(5_000)));
     }
-    assert_eq!(office.notes.len(), MAX_LISTED + 1);
+    assert_eq!(office.notes.len(), MAX_LISTED + 2);
     office.restart(1);
-    let (_, text) = office.errand(1).unwrap();
+    let (_, text) = office.errand(60).unwrap();
     assert!(text.contains("and at least 798 more"), "{}", text.len());
     assert!(text.len() < 300_000 && office.notes.is_empty());
 }
@@ -308,10 +389,10 @@ fn an_outage_is_told_once_it_lasts_then_daily_and_when_it_ends() {
     office.closed(100);
     assert!(office.errand(15 + 24 * 60 - 1).is_none());
     let (daily, _) = office.errand(15 + 24 * 60).unwrap();
-    assert_eq!(daily.replaces, Some(first.letter.envelope.id));
+    assert_eq!(daily.replaces, Some(id_of(&first)));
     office.opened(6 * 24 * 60);
     let (end, text) = office.errand(6 * 24 * 60).unwrap();
-    assert_eq!(end.replaces, Some(daily.letter.envelope.id));
+    assert_eq!(end.replaces, Some(id_of(&daily)));
     for part in ["Mail flows again", "535 5.7.8 bad password", "6 d 0 h"] {
         assert!(text.contains(part), "{part} in {text}");
     }
@@ -339,13 +420,28 @@ fn an_outage_goes_on_over_a_restart() {
     office.closed(61);
     assert!(office.errand(15 + 24 * 60 - 1).is_none());
     let (daily, text) = office.errand(15 + 24 * 60).unwrap();
-    assert_eq!(daily.replaces, Some(first.letter.envelope.id));
+    assert_eq!(daily.replaces, Some(id_of(&first)));
     assert!(text.contains("(1 d 0 h)"), "{text}");
     // Over while nobody ran: the first answer says so.
     office.restart(3000);
     office.opened(3001);
     let (end, _) = office.errand(3001).unwrap();
-    assert_eq!(end.replaces, Some(daily.letter.envelope.id));
+    assert_eq!(end.replaces, Some(id_of(&daily)));
+}
+
+/// What it says is not known any more.
+#[test]
+fn a_start_long_after_an_outage_tells_nothing_before_an_attempt_met_it_again() {
+    let mut office = Office::new();
+    office.closed(0);
+    let (first, _) = office.errand(15).unwrap();
+    office.restart(3000);
+    assert_eq!(office.desk.notice(), Some(id_of(&first)));
+    assert!(office.desk.due().is_none() && office.errand(4000).is_none());
+    office.closed(4001);
+    let (daily, text) = office.errand(4001).unwrap();
+    assert_eq!(daily.replaces, Some(id_of(&first)));
+    assert!(text.contains("(2 d 18 h)"), "{text}");
 }
 
 #[test]
@@ -403,17 +499,26 @@ fn a_message_comes_back_as_was_asked_for() {
 fn what_could_not_be_listed_is_taken_back() {
     let now = crate::clock::now();
     let mut desk = Desk::load(|_| None, now, UnixMillis(0));
-    let (first, _) = desk.list("one".to_owned(), now);
-    let (second, _) = desk.list("two".to_owned(), now);
+    let wall = UnixMillis(0);
+    let mut list = |line: &str| desk.list(line.to_owned(), now, wall);
+    let [(first, _), since] = list("one");
+    let [(second, _), again] = list("two");
+    assert_eq!(since, again);
     desk.unlist(&first);
-    let (third, _) = desk.list("three".to_owned(), now);
+    desk.unlist(&since.0);
+    let [(third, _), _] = desk.list("three".to_owned(), now, wall);
     assert_eq!(third, first, "no note takes another's place");
     let listed: Vec<_> = desk.digest.listed.iter().map(|(key, line)| (&**key, &**line)).collect();
     assert_eq!(listed, [(&*second, "two"), (&*third, "three")]);
     for _ in 0..MAX_LISTED {
-        desk.list("more".to_owned(), now);
+        desk.list("more".to_owned(), now, wall);
     }
     assert_eq!((desk.digest.listed.len(), desk.digest.more), (MAX_LISTED, 2));
     desk.unlist("report/a/more");
     assert_eq!(desk.digest.more, 1);
+    // Of nothing no digest is sent.
+    let mut desk = Desk::load(|_| None, now, wall);
+    let notes = desk.list("one".to_owned(), now, wall);
+    notes.iter().for_each(|(key, _)| desk.unlist(key));
+    assert_eq!(desk.due(), None);
 }

@@ -47,6 +47,16 @@ fn cause(stage: Stage, words: impl Into<crate::outcome::Words>) -> Cause {
 }
 
 fn compose(to: &str, original: &Envelope, news: &[News<'_>], returned: Returned<'_>) -> Vec<u8> {
+    compose_to(Reader::Author, to, original, news, returned)
+}
+
+fn compose_to(
+    reader: Reader,
+    to: &str,
+    original: &Envelope,
+    news: &[News<'_>],
+    returned: Returned<'_>,
+) -> Vec<u8> {
     let entries: Vec<Entry<'_>> =
         original.rcpts.iter().zip(news).map(|(rcpt, news)| Entry { rcpt, news: *news }).collect();
     report(&Report {
@@ -57,6 +67,7 @@ fn compose(to: &str, original: &Envelope, news: &[News<'_>], returned: Returned<
             from: &mailbox("reports@example.com"),
             to: &mailbox(to),
         },
+        reader,
         original,
         entries: &entries,
         remote: Some("smtp.example.com"),
@@ -178,8 +189,99 @@ fn the_whole_message_comes_back_where_that_is_asked_for() {
     check("ret-full", &whole);
     let content = format!("{HEADER}\r\ncaf\u{e9}\r\n");
     let whole = compose("app@example.com", &original, &news, Returned::Full(content.as_bytes()));
-    let text = String::from_utf8(whole).unwrap();
-    assert!(text.contains("Content-Transfer-Encoding: 8bit\r\n\r\nReceived: from app.test"));
+    check("ret-full-8bit", &whole);
+    // RFC 2045 6.4: no part may be what the whole is not.
+    assert_eq!(encodings(&whole), ["8bit", "quoted-printable", "7bit", "8bit"]);
+}
+
+/// The encodings of the whole and of its parts.
+fn encodings(composed: &[u8]) -> Vec<String> {
+    let text = String::from_utf8(composed.to_vec()).unwrap();
+    let values = text.lines().filter_map(|line| line.strip_prefix("Content-Transfer-Encoding: "));
+    values.map(str::to_owned).collect()
+}
+
+/// RFC 6533 4: as message/rfc822 it would be taken for one of ASCII.
+#[test]
+fn what_came_with_smtputf8_comes_back_as_such() {
+    let no = cause(Stage::Rcpt, "550 5.1.1 no such user");
+    let mut original = original(vec![rcpt("j\u{f6}rg@example.org")]);
+    original.smtputf8 = true;
+    let header = "From: j\u{f6}rg@example.com\r\nSubject: Gr\u{fc}\u{df}e\r\n";
+    let whole = format!("{header}\r\nThe figures.\r\n");
+    let report = |returned| compose("app@example.com", &original, &[News::Failed(&no)], returned);
+    check("global", &report(Returned::Full(whole.as_bytes())));
+    check("global-headers", &report(Returned::Header(header.as_bytes())));
+    let long = format!("X: \u{f6}{}\r\n", "x".repeat(1_000));
+    let plain = format!("{HEADER}\r\ncaf\u{e9}\r\n");
+    let latin = b"From: j\xf6rg@example.com\r\n";
+    for (returned, kind, encoding) in [
+        (Returned::Header(HEADER.as_bytes()), "text/rfc822-headers", "7bit"),
+        (Returned::Header(header.as_bytes()), "message/global-headers", "8bit"),
+        (Returned::Header(long.as_bytes()), "message/global-headers", "quoted-printable"),
+        (Returned::Header(latin), "text/rfc822-headers", "quoted-printable"),
+        (Returned::Full(whole.as_bytes()), "message/global", "8bit"),
+        (Returned::Full(plain.as_bytes()), "message/rfc822", "8bit"),
+        (Returned::Full(HEADER.as_bytes()), "message/rfc822", "7bit"),
+    ] {
+        let composed = report(returned);
+        let fields = format!("\nContent-Type: {kind}\r\nContent-Transfer-Encoding: {encoding}\r\n");
+        let text = String::from_utf8_lossy(&composed);
+        assert!(text.contains(&fields), "{kind} {encoding} in {text}");
+        let container =
+            text.starts_with("From") && text.contains("\"\r\nContent-Transfer-Encoding: 8bit");
+        assert_eq!(container, encoding == "8bit", "{text}");
+    }
+}
+
+/// "Your message" was in every letter, and nothing of whose it was.
+#[test]
+fn the_postmaster_is_told_whose_message_it_is_and_why_he_hears_of_it() {
+    let no = cause(Stage::Rcpt, "550 5.1.1 no such user");
+    let mut original = original(vec![rcpt("b@example.org")]);
+    let compose = |original: &Envelope, why| {
+        let (reader, news) = (Reader::Postmaster(why), [News::Failed(&no)]);
+        let returned = Returned::Header(HEADER.as_bytes());
+        let report = compose_to(reader, "ops@example.com", original, &news, returned);
+        let text = String::from_utf8(report.clone()).unwrap().replace("=\r\n", "");
+        assert!(!text.to_ascii_lowercase().contains("your message"), "{text}");
+        (report, text)
+    };
+    original.reverse_path = ReversePath::Mailbox(mailbox("root@host.local"));
+    check("postmaster", &compose(&original, Why::LocalAuthor).0);
+    let (_, text) = compose(&original, Why::AuthorFailed);
+    assert!(text.contains("because\r\nits sender is who could not be reached"), "{text}");
+    original.reverse_path = ReversePath::Null;
+    let (_, text) = compose(&original, Why::NoAuthor);
+    assert!(text.contains("Its sender: none (MAIL FROM:<>)"), "{text}");
+    original.client.helo = format!("a\r\nb \x1b[2J{}", "x".repeat(5_000)).into();
+    let (report, text) = compose(&original, Why::Chosen);
+    assert!(report.is_ascii() && report.len() < 4_000, "{text}");
+    assert!(text.contains("itself a\\r\\nb") || text.contains("itself a\\x0d\\x0ab"), "{text}");
+    original.kind = Kind::Report;
+    check("postmaster-report", &compose(&original, Why::ReportFailed).0);
+}
+
+/// With NOTIFY=DELAY alone no word of a failure follows.
+#[test]
+fn a_delay_promises_word_of_a_failure_only_where_that_was_asked_for() {
+    let later = cause(Stage::Rcpt, "450 4.2.1 mailbox busy");
+    let on = |failure| Notify::On { success: false, failure, delay: true };
+    for (notify, promise) in [
+        ([Notify::Unsaid, on(true)], ". You are told\r\nif it cannot be delivered in the end.\r\n"),
+        (
+            [on(false), on(false)],
+            ". You are not told\r\nif it cannot be delivered in the end: nobody",
+        ),
+        ([on(true), on(false)], ". Where that was asked\r\nfor, you are told if it cannot be"),
+    ] {
+        let rcpts = notify.map(|notify| Rcpt { notify, ..rcpt("b@example.org") });
+        let news = [News::Delayed(&later, None); 2];
+        let original = original(rcpts.to_vec());
+        let report = compose("app@example.com", &original, &news, Returned::Header(b""));
+        let text = String::from_utf8(report).unwrap();
+        assert!(text.contains(promise), "{notify:?} in {text}");
+    }
 }
 
 #[test]

@@ -22,6 +22,8 @@ pub(super) enum Fault {
     Silence(Duration),
     /// The same of a server that was to speak first, in clear, and from which not an octet came.
     Mute(Duration),
+    /// It took the content, but not all of it within that time.
+    Slow(Duration),
     /// What came cannot be a reply.
     Garbage(Garbage),
     /// The connection could not be secured.
@@ -91,6 +93,9 @@ fn words(stage: Stage, fault: &Fault) -> String {
         Fault::Garbage(garbage) => format!("the server broke the protocol {after}: {garbage}"),
         Fault::Tls(why) => format!("no secure connection: {why}"),
         Fault::Mute(wait) => format!("no greeting within {} s{WANTS_TLS}", wait.as_secs_f64()),
+        Fault::Slow(wait) => {
+            format!("the server did not take all of the content within {} s", wait.as_secs())
+        }
         Fault::Silence(wait) => {
             let wait = wait.as_secs_f64();
             match stage {

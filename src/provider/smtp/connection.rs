@@ -29,6 +29,8 @@ const OUTPUT: usize = 64 * 1024;
 /// How long a server that closed its side may take to say why, and to say goodbye after QUIT.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// Octets a second that a server must take on the whole.
+const SLOWEST: u64 = 1_000;
 /// How long a server may take to answer RSET; the attempt ends only then.
 const RESET: Duration = Duration::from_secs(10);
 /// When a greeting is so late that the log says what it may be.
@@ -88,14 +90,15 @@ enum Cut {
 }
 
 impl Connection {
-    /// Connects and greets. Every address of the server's name is tried, in the resolver's order, until one serves;
-    /// a refusal for good counts for all.
+    /// Connects and greets. Every address of the server's name is tried, `last` before the others and these in the
+    /// resolver's order, until one serves; a refusal for good counts for all.
     pub(super) async fn open(
         config: &config::SmtpProvider,
         tls: Option<&Tls>,
         hostname: &str,
         login: Option<&Login>,
-    ) -> Result<Self, Outcome> {
+        last: Option<SocketAddr>,
+    ) -> Result<(Self, SocketAddr), Outcome> {
         let (server, port) = (config.server.as_str(), config.port);
         let addresses = match timeout(config.connect_timeout, resolve(server, port)).await {
             Ok(Ok(addresses)) => addresses,
@@ -108,12 +111,12 @@ impl Connection {
         let mut failures = Vec::new();
         let mut refused = None;
         let mut greeting = config.command_timeout;
-        for address in addresses {
+        for address in first(last, addresses) {
             match timeout(config.connect_timeout, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
                     let began = clock::now();
                     match Self::greet(stream, config, tls, hostname, login, greeting).await {
-                        Ok(connection) => return Ok(connection),
+                        Ok(connection) => return Ok((connection, address)),
                         Err(outcome @ Outcome::Held(_)) => return Err(outcome),
                         Err(outcome) => refused = Some(outcome),
                     }
@@ -276,7 +279,7 @@ impl Connection {
                 Step::Content => {
                     let Some((submission, outcomes)) = delivery else { return End::Closed };
                     outcomes.content_leaves().await;
-                    match self.send_content(submission).await {
+                    match self.send_content_in_time(submission).await {
                         Ok(()) => self.dialog.content_sent(),
                         Err(Cut::Answered) => {}
                         Err(Cut::Fault(fault)) => self.last_words(&fault).await,
@@ -346,12 +349,22 @@ impl Connection {
             Fault::Closed
             | Fault::Silence(_)
             | Fault::Mute(_)
+            | Fault::Slow(_)
             | Fault::Garbage(_)
             | Fault::Tls(_) => false,
         };
         if !said {
             self.dialog.fail(fault);
         }
+    }
+
+    /// As [`Connection::send_content`]. A server that takes an octet now and then would hold the attempt for ever.
+    async fn send_content_in_time(&mut self, submission: &Submission) -> Result<(), Cut> {
+        let longest = longest(self.timeouts.data, submission.message.size);
+        // Dropped, the connection is not used again; where the last octets were not written, the dot was not sent.
+        timeout(longest, self.send_content(submission))
+            .await
+            .unwrap_or(Err(Cut::Fault(Fault::Slow(longest))))
     }
 
     /// Streams the content. The final dot goes with the last write, and only after the content was read to its end.
@@ -423,6 +436,11 @@ impl Connection {
     }
 }
 
+/// How long content of so many octets may take, where each piece may take `data`.
+fn longest(data: Duration, size: u64) -> Duration {
+    data + Duration::from_secs(size / SLOWEST)
+}
+
 /// Gives what was read to the dialog; whether it has something now.
 fn take(read: io::Result<usize>, input: &[u8], dialog: &mut Dialog) -> Result<bool, Fault> {
     let octets = match read {
@@ -446,6 +464,38 @@ fn network(error: &io::Error) -> Fault {
     }
 }
 
+/// The addresses in their order, but for `last`, which is the first if it is still one of them.
+fn first(last: Option<SocketAddr>, mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    addresses.sort_by_key(|address| Some(*address) != last);
+    addresses
+}
+
 async fn resolve(server: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     Ok(lookup_host((tls::bare(server), port)).await?.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_that_served_last_is_the_first_and_no_other_moves() {
+        let at = |n: u16| SocketAddr::from(([192, 0, 2, 1], n));
+        let all = || vec![at(3), at(1), at(2)];
+        for (last, expected) in
+            [(None, all()), (Some(at(9)), all()), (Some(at(2)), vec![at(2), at(3), at(1)])]
+        {
+            assert_eq!(first(last, all()), expected, "{last:?}");
+        }
+    }
+
+    #[test]
+    fn content_may_take_so_long_as_it_is_large() {
+        let data = Duration::from_secs(180);
+        for (size, seconds) in
+            [(0, 180), (999, 180), (35_000_000, 35_180), (u64::MAX, u64::MAX / 1_000 + 180)]
+        {
+            assert_eq!(longest(data, size).as_secs(), seconds);
+        }
+    }
 }

@@ -397,7 +397,7 @@ impl Dialog {
                 let again = match fault {
                     Fault::Closed | Fault::Network(_) | Fault::Garbage(_) | Fault::Tls(_) => true,
                     // It was waited for long enough.
-                    Fault::Silence(_) | Fault::Mute(_) => false,
+                    Fault::Silence(_) | Fault::Mute(_) | Fault::Slow(_) => false,
                 };
                 match again && transaction.may_move() {
                     true => self.steps.push_back(Step::Again),
@@ -627,6 +627,8 @@ impl Dialog {
         }
         if is_done(reply) {
             transaction.accepted += 1;
+            // It was not full then, whatever it said.
+            self.full_at = None;
             return;
         }
         if transaction.accepted > 0 && too_many_recipients(reply) {
@@ -715,7 +717,8 @@ impl Dialog {
     /// The opening came to nothing.
     fn refused(&mut self, stage: Stage, reply: &Reply) {
         let reply = &self.without_secrets(reply);
-        let case = Case { null_reverse_path: false, from_is_lane: false };
+        let case =
+            Case { null_reverse_path: false, from_is_lane: false, reverse_path_is_lane: false };
         self.steps.push_back(Step::Refused(verdict(stage, reply, case)));
         self.state = State::Closed;
     }

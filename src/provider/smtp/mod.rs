@@ -4,6 +4,7 @@
 //! connection means; here is the pool, and what the dispatcher sees.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,8 @@ pub struct SmtpProvider {
     pool: Arc<Pool>,
     /// How many recipients the server took last when it would take no more in a transaction, and when that was.
     full_at: Mutex<Option<(usize, Instant)>>,
+    /// The address that served last: while one of several is down, not every connection waits for it.
+    last: Mutex<Option<SocketAddr>>,
 }
 
 /// How long such a number is gone by.
@@ -66,11 +69,16 @@ impl SmtpProvider {
         };
         let pool = Arc::new(Pool::new(pool::Limits::DEFAULT));
         let config = config.clone();
-        Ok(Self { config, tls, hostname, tokens, pool, full_at: Mutex::default() })
+        let (full_at, last) = Default::default();
+        Ok(Self { config, tls, hostname, tokens, pool, full_at, last })
     }
 
     fn full_at(&self) -> MutexGuard<'_, Option<(usize, Instant)>> {
         self.full_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<SocketAddr>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A new connection that is logged in. A token that is refused is followed by another, once: it may have been
@@ -108,7 +116,11 @@ impl SmtpProvider {
     }
 
     async fn connect(&self, login: Option<&Login>) -> Result<Connection, Outcome> {
-        Connection::open(&self.config, self.tls.as_ref(), &self.hostname, login).await
+        let (last, tls) = (*self.last(), self.tls.as_ref());
+        let opened = Connection::open(&self.config, tls, &self.hostname, login, last).await;
+        let (connection, address) = opened?;
+        *self.last() = Some(address);
+        Ok(connection)
     }
 
     async fn send(&self, submission: &Submission, outcomes: &Outcomes) {
@@ -123,6 +135,10 @@ impl SmtpProvider {
             case: Case {
                 null_reverse_path: *reverse_path == ReversePath::Null,
                 from_is_lane: self.config.is_own(message.author.as_ref()),
+                reverse_path_is_lane: match reverse_path {
+                    ReversePath::Null => false,
+                    ReversePath::Mailbox(mailbox) => self.config.is_own(Some(mailbox)),
+                },
             },
         };
         let mut idle = self.pool.take();

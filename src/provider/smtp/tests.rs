@@ -64,7 +64,15 @@ impl Server {
     fn pooling(&self, limits: pool::Limits) -> SmtpProvider {
         let pool = Arc::new(Pool::new(limits));
         let (config, hostname) = (self.config(), "me.example".to_owned());
-        SmtpProvider { config, tls: None, hostname, tokens: None, pool, full_at: Mutex::default() }
+        SmtpProvider {
+            config,
+            tls: None,
+            hostname,
+            tokens: None,
+            pool,
+            full_at: Mutex::default(),
+            last: Mutex::default(),
+        }
     }
 
     async fn accept(&self) -> Peer {
@@ -399,6 +407,28 @@ async fn a_server_that_stops_reading_meets_the_data_deadline() {
     assert_deferred(&outcome, Scope::Message, Stage::Content, words);
 }
 
+/// It held the attempt for as long as it liked.
+#[tokio::test]
+async fn a_server_that_takes_a_little_at_a_time_meets_the_deadline_of_the_whole() {
+    let server = Server::bind().await;
+    let mut provider = server.provider();
+    provider.config.data_timeout = Duration::from_secs(2);
+    let mut submission = submission(Body::Memory(b"line\r\n".repeat(5_000_000).into()));
+    // As long as a small one may take.
+    submission.message.size = 10;
+    let script = async {
+        let mut peer = server.greet().await;
+        peer.take_envelope().await;
+        let mut some = vec![0; 256 * 1024];
+        while peer.stream.read_exact(&mut some).await.is_ok() {
+            tokio::time::sleep(SOON).await;
+        }
+    };
+    let ((), outcome) = both(script, deliver(&provider, &submission)).await;
+    let words = "the server did not take all of the content within 2 s";
+    assert_deferred(&outcome, Scope::Message, Stage::Content, words);
+}
+
 #[tokio::test]
 async fn a_refusal_amid_the_content_is_taken_for_what_it_says() {
     let server = Server::bind().await;
@@ -460,6 +490,7 @@ async fn every_address_of_the_name_is_tried() {
     };
     let ((), outcome) = both(script, deliver(&provider, &small())).await;
     assert_delivered(&outcome);
+    assert_eq!(*provider.last(), server.listener.local_addr().ok(), "the first of the next time");
 }
 
 #[tokio::test]

@@ -171,7 +171,7 @@ pub fn replay(folder: &Path, octets: &[u8]) -> Vec<SpoolId> {
         let week = Duration::from_secs(7 * 24 * 60 * 60);
         let config = config::Spool { path: root.clone(), min_free: 0, keep_failed: week };
         let geometry = match switches.is_small() {
-            true => Geometry { segment: 4096, idle: 256, few: 1, ..Geometry::default() },
+            true => Geometry { segment: 4096, idle: 256, few: 1, fresh: 0, ..Geometry::default() },
             false => Geometry::default(),
         };
         runtime.block_on(Log::open_on(disk, &config, geometry))

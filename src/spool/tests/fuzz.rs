@@ -205,7 +205,7 @@ async fn as_it_is() -> Vec<u8> {
 /// Short segments, of which some were freed and are spares.
 async fn short_segments() -> Vec<u8> {
     let dir = TempDir::new().unwrap();
-    let geometry = Geometry { segment: 1500, idle: 256, few: 1, ..Geometry::default() };
+    let geometry = Geometry { segment: 1500, idle: 256, few: 1, fresh: 0, ..Geometry::default() };
     let (log, _) = Log::open_on(TestDisk::new(), &at(dir.path()), geometry).await.unwrap();
     for n in 1..9 {
         durable(&log, vec![put(n, &[b'x'; 300])]).await;

@@ -66,6 +66,8 @@ struct Faults {
     /// Octets that cannot be read: of which file, from where to where.
     bad_octets: Mutex<Vec<(PathBuf, Range<u64>)>>,
     has_no_links: AtomicBool,
+    /// What was written is in the operating system's memory.
+    remembers: AtomicBool,
     /// It writes what is overwritten elsewhere.
     copies: AtomicBool,
     dies: AtomicBool,
@@ -96,6 +98,7 @@ impl TestDisk {
             bad_ending: Mutex::default(),
             bad_octets: Mutex::default(),
             has_no_links: AtomicBool::new(false),
+            remembers: AtomicBool::new(false),
             copies: AtomicBool::new(false),
             dies: AtomicBool::new(false),
             gate: Mutex::new(false),
@@ -241,6 +244,10 @@ impl DiskFile for TestFile {
         self.file.read_at(bytes, offset)
     }
 
+    fn read_from_memory(&self, bytes: &mut [u8], offset: u64) -> bool {
+        self.disk.remembers.load(Ordering::SeqCst) && self.read_at(bytes, offset).is_ok()
+    }
+
     fn end_of_hole(&self, offset: u64) -> u64 {
         self.file.end_of_hole(offset)
     }
@@ -282,7 +289,9 @@ async fn open(dir: &TempDir) -> (Log, Report) {
 
 async fn open_on(disk: &Arc<TestDisk>, dir: &TempDir) -> (Log, Report) {
     let disk = Arc::clone(disk);
-    Log::open_on(disk, &at(dir.path()), Geometry::default()).await.unwrap()
+    // What is read is to come from the disk.
+    let geometry = Geometry { fresh: 0, ..Geometry::default() };
+    Log::open_on(disk, &at(dir.path()), geometry).await.unwrap()
 }
 
 /// What a `kill -9` leaves: the files as they are now.
@@ -330,7 +339,7 @@ fn rcpt(text: &str) -> Rcpt {
     Rcpt { path, notify: Notify::Unsaid, orcpt: None }
 }
 
-fn envelope(n: u128) -> Envelope {
+pub(super) fn envelope(n: u128) -> Envelope {
     Envelope {
         kind: Kind::Mail,
         id: id(n),
@@ -923,7 +932,7 @@ async fn damage_in_the_middle_costs_only_its_batch_and_is_reported() {
 #[tokio::test]
 async fn a_damaged_segment_that_was_put_aside_is_never_written_over() {
     let dir = TempDir::new().unwrap();
-    let geometry = Geometry { segment: 4_096, idle: 256, ..Geometry::default() };
+    let geometry = Geometry { segment: 4_096, idle: 256, fresh: 0, ..Geometry::default() };
     let config = at(dir.path());
     let open = || Log::open_on(TestDisk::new(), &config, geometry);
     let (log, _) = open().await.unwrap();
@@ -1459,12 +1468,58 @@ async fn check_that_a_message_that_stays_keeps_no_space(
 
 #[tokio::test]
 async fn a_message_that_stays_keeps_no_space_while_others_pass() {
-    let geometry = Geometry { segment: 256 * 1024, idle: 16 * 1024, ..Geometry::default() };
+    let geometry =
+        Geometry { segment: 256 * 1024, idle: 16 * 1024, fresh: 0, ..Geometry::default() };
     check_that_a_message_that_stays_keeps_no_space(geometry, 80_000_000, 10_000).await;
     if std::env::var_os("SLOW_TESTS").is_some() {
         let geometry = Geometry::default();
         check_that_a_message_that_stays_keeps_no_space(geometry, 20_000_000_000, 900_000).await;
     }
+}
+
+#[tokio::test]
+async fn the_first_attempt_reads_no_file() {
+    let (disk, dir) = (TestDisk::new(), tempfile::tempdir().unwrap());
+    let opened = Log::open_on(Arc::clone(&disk) as _, &at(dir.path()), Geometry::default()).await;
+    let log = opened.unwrap().0;
+    for n in 1..=3 {
+        log.apply(vec![put(n, b"hello")], Durability::Durable).await.unwrap();
+    }
+    log.apply(vec![update(2, 1)], Durability::Durable).await.unwrap();
+    log.apply(vec![Op::Delete { id: id(3) }], Durability::Durable).await.unwrap();
+    disk.bad_opens.store(2, Ordering::SeqCst);
+    let first = log.open(id(1)).await.unwrap();
+    assert_eq!(
+        (first.envelope, first.progress),
+        (envelope(1), Progress::new(UnixMillis(1_000), 2))
+    );
+    assert!(matches!(&first.body, Body::Memory(content) if &content[..] == b"hello"));
+    for n in [1, 2] {
+        let again = log.open(id(n)).await;
+        assert!(
+            matches!(again, Err(SpoolError::Io(..))),
+            "{n}: memory has no word of its progress"
+        );
+    }
+    assert_eq!(log.open(id(2)).await.unwrap().progress, progress(1));
+    assert!(matches!(log.open(id(3)).await, Err(SpoolError::Unknown(_))));
+    log.close().await;
+}
+
+#[tokio::test]
+async fn what_the_operating_system_has_in_memory_is_read_without_a_thread_that_waits() {
+    let (disk, dir) = (TestDisk::new(), tempfile::tempdir().unwrap());
+    let (log, _) = open_on(&disk, &dir).await;
+    log.apply(vec![put(1, b"hello"), put(2, b"you")], Durability::Durable).await.unwrap();
+    log.apply(vec![update(1, 1)], Durability::Durable).await.unwrap();
+    disk.remembers.store(true, Ordering::SeqCst);
+    disk.bad_opens.store(1, Ordering::SeqCst);
+    let read = log.open(id(1)).await.unwrap();
+    assert_eq!((read.envelope, read.progress), (envelope(1), progress(1)));
+    assert!(matches!(&read.body, Body::Memory(content) if &content[..] == b"hello"));
+    disk.remembers.store(false, Ordering::SeqCst);
+    assert!(matches!(log.open(id(2)).await, Err(SpoolError::Io(..))), "the file was opened");
+    log.close().await;
 }
 
 const SMALL: Geometry = Geometry {
@@ -1474,6 +1529,7 @@ const SMALL: Geometry = Geometry {
     few: 2,
     quiet: Duration::MAX,
     patience: Duration::ZERO,
+    fresh: 0,
 };
 
 #[tokio::test]
@@ -1758,7 +1814,8 @@ async fn random_operations_agree_with_a_model() {
         let dir = TempDir::new().unwrap();
         let disk = TestDisk::new();
         // Files are copied one by one: nothing may be written meanwhile that nobody asked for.
-        let geometry = Geometry { few: usize::MAX, quiet: Duration::MAX, ..Geometry::default() };
+        let geometry =
+            Geometry { few: usize::MAX, quiet: Duration::MAX, fresh: 0, ..Geometry::default() };
         let config = at(dir.path());
         let open_on = || Log::open_on(Arc::clone(&disk) as Arc<dyn Disk>, &config, geometry);
         let (mut log, _) = open_on().await.unwrap();
@@ -1878,7 +1935,8 @@ async fn a_start_never_panics_whatever_is_on_disk() {
 
 #[tokio::test]
 async fn the_log_takes_no_more_than_three_times_what_is_queued() {
-    let geometry = Geometry { segment: 256 * 1024, idle: 16 * 1024, ..Geometry::default() };
+    let geometry =
+        Geometry { segment: 256 * 1024, idle: 16 * 1024, fresh: 0, ..Geometry::default() };
     let content = [b'x'; 10_000];
     // Of the messages that come first every so many goes at once; the others stay.
     for every in [u128::MAX, 4, 2] {

@@ -35,6 +35,7 @@ const TINY: Geometry = Geometry {
     // What happens by itself after some time would happen at any time here.
     quiet: Duration::MAX,
     patience: Duration::MAX,
+    fresh: 0,
 };
 
 async fn open_log(disk: &SimDisk) -> Result<(Log, Report), OpenError> {

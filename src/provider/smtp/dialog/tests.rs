@@ -36,7 +36,11 @@ fn order(from: &str, rcpts: &[&str]) -> Order {
         author: None,
         prepend: Bytes::new(),
     };
-    let case = Case { null_reverse_path: from.is_empty(), from_is_lane: false };
+    let case = Case {
+        null_reverse_path: from.is_empty(),
+        from_is_lane: false,
+        reverse_path_is_lane: false,
+    };
     Order {
         envelope: Arc::new(envelope),
         reverse_path,
@@ -987,6 +991,14 @@ fn a_message_over_the_servers_limit_is_not_offered() {
 /// A message to 250 over a server with PIPELINING that answers each line so; the commands in each write, and how many
 /// recipients had which outcome.
 fn play_many(answer: impl Fn(&str) -> &'static str) -> (Vec<usize>, Vec<(&'static str, usize)>) {
+    let (windows, settled, _full_at) = play_to_many(answer);
+    (windows, settled)
+}
+
+/// The same, and how many recipients the server had when it was full.
+fn play_to_many(
+    answer: impl Fn(&str) -> &'static str,
+) -> (Vec<usize>, Vec<(&'static str, usize)>, Option<usize>) {
     let names: Vec<String> = (0..250).map(|at| format!("r{at}@y.example")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let order = order("a@x.example", &names);
@@ -1028,7 +1040,8 @@ fn play_many(answer: impl Fn(&str) -> &'static str) -> (Vec<usize>, Vec<(&'stati
         }
     }
     settled.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    (windows, settled.into_iter().filter(|(_, count)| *count > 0).collect())
+    let settled = settled.into_iter().filter(|(_, count)| *count > 0).collect();
+    (windows, settled, dialog.full_at())
 }
 
 #[test]
@@ -1061,6 +1074,20 @@ fn no_window_follows_a_full_transaction_and_data_goes_alone() {
     });
     let want = vec![("left", 248), ("delivered", 2)];
     assert_eq!((windows, settled), (vec![1, 100, 1], want));
+}
+
+/// Two recipients a transaction for an hour were what one odd reply cost.
+#[test]
+fn a_server_that_takes_more_after_all_was_not_full() {
+    for (odd, full_at) in [("RCPT TO:<r2@y.example>", None), ("RCPT TO:<r98@y.example>", Some(98))]
+    {
+        let (_, settled, learned) = play_to_many(|line| match line {
+            "DATA" => "354 go on",
+            line if line == odd => "452 too much mail data",
+            _ => "250 ok",
+        });
+        assert_eq!(learned, full_at, "{settled:?}");
+    }
 }
 
 #[test]

@@ -413,7 +413,7 @@ async fn every_fault_at_every_stage_of_a_secured_connection_has_its_outcome_and_
         ("421", Fault::Says(b"421 4.3.2 closing\r\n")),
         ("4xx", Fault::Says(b"451-4.3.0 not\xff\n451 4.3.0 now\n")),
         ("5xx", Fault::Says(b"554 5.0.0 never \xe9\r\n")),
-        ("wrong code", Fault::Says(b"299 fine\r\n")),
+        ("wrong code", Fault::Says(b"221 fine\r\n")),
         ("garbage", Fault::Says(b"\x16\x03\0what?\r\n")),
         ("two codes", Fault::Says(b"250-one\r\n354 two\r\n")),
         ("endless line", Fault::Endless(b"250 xxxxxxxxxxxxxxxxxxxxxxxxx")),
