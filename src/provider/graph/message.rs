@@ -304,7 +304,11 @@ pub fn convert(scanned: &Scanned, case: &Case<'_>) -> Result<Plan, Unfit> {
         return Err(Unfit::TooManyParts);
     }
     let specials = content::specials(&scanned.nodes);
-    let as_mime = || mime::write(scanned, case).filter(|it| it.size <= case.max_request);
+    let may_be_mime = !content::has_tnef(&scanned.nodes);
+    let as_mime = || {
+        let mime = may_be_mime.then(|| mime::write(scanned, case)).flatten();
+        mime.filter(|it| it.size <= case.max_request)
+    };
     let wants_mime = match case.format {
         Format::Auto => !specials.list.is_empty(),
         Format::Json => false,

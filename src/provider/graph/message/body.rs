@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::charset::{self, Said};
 use super::content::describe;
@@ -37,7 +38,7 @@ pub(super) fn compose(nodes: &[Node], texts: &[usize], losses: &mut Losses) -> B
         }
     }
     match pieces.iter().position(|piece| piece.is_html) {
-        None => Body { is_html: false, text: join(&pieces) },
+        None => Body { is_html: false, text: join(pieces) },
         Some(first) => Body { is_html: true, text: join_html(pieces, first) },
     }
 }
@@ -57,17 +58,23 @@ impl Piece {
             charset => charset.map(Cow::from),
         };
         let (text, said) = charset::decode(octets, charset.as_deref());
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let text = match text.strip_prefix('\u{feff}') {
+            Some(rest) => rest.to_owned().into(),
+            None => text,
+        };
         let is_flowed = !is_html
             && entity.parameter("format").is_some_and(|it| it.eq_ignore_ascii_case("flowed"));
         let text = match is_flowed {
             true => {
                 let delsp = entity.parameter("delsp");
-                unflow(text, delsp.is_some_and(|it| it.eq_ignore_ascii_case("yes")))
+                unflow(&text, delsp.is_some_and(|it| it.eq_ignore_ascii_case("yes")))
             }
-            false => text.to_owned(),
+            false => text.into_owned(),
         };
-        let (text, has_controls) = without_controls(text);
+        let (mut text, has_controls) = without_controls(text);
+        if is_html {
+            say_utf8(&mut text);
+        }
         let why = match said {
             _ if has_controls => Some("has control characters, which are replaced"),
             Said::Nonsense => Some("has octets that are not of its charset"),
@@ -79,12 +86,39 @@ impl Piece {
 
 /// The charset that HTML says of itself.
 fn sniff(octets: &[u8]) -> Option<Cow<'static, str>> {
-    let start = octets.get(..MAX_SNIFF).unwrap_or(octets).to_ascii_lowercase();
-    let at = memchr::memmem::find(&start, b"charset=")? + b"charset=".len();
-    let name = start.get(at..)?.iter().skip_while(|byte| matches!(byte, b'"' | b'\'' | b' '));
+    let start = start_of(octets);
+    let name = start.get(charset_name(&start)?)?;
+    Some(name.iter().map(|byte| char::from(*byte)).collect::<String>().into())
+}
+
+/// A `<meta>` that names another charset would be believed, and what it says is UTF-8 from here on.
+fn say_utf8(html: &mut String) {
+    let start = start_of(html.as_bytes());
+    let Some(name) = charset_name(&start) else { return };
+    let before = start.get(..name.start).unwrap_or_default();
+    let tag = memchr::memmem::rfind(before, b"<meta").and_then(|at| before.get(at..));
+    let is_in_meta = tag.is_some_and(|tag| !tag.contains(&b'>'));
+    let is_whole = name.end < start.len() && !name.is_empty();
+    let is_other = !matches!(start.get(name.clone()), Some(b"utf-8" | b"utf8"));
+    if is_in_meta && is_whole && is_other {
+        // The name is ASCII, so these are borders of characters.
+        html.replace_range(name, "utf-8");
+    }
+}
+
+/// Where a charset is looked for, in lower case.
+fn start_of(html: &[u8]) -> Vec<u8> {
+    html.get(..MAX_SNIFF).unwrap_or(html).to_ascii_lowercase()
+}
+
+/// Where the first name of a charset stands.
+fn charset_name(start: &[u8]) -> Option<Range<usize>> {
+    let at = memchr::memmem::find(start, b"charset=")? + b"charset=".len();
+    let is_quote = |byte: &&u8| matches!(byte, b'"' | b'\'' | b' ');
+    let at = at + start.get(at..)?.iter().take_while(is_quote).count();
     let is_name = |byte: &&u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b':');
-    let name: String = name.take_while(is_name).map(|byte| char::from(*byte)).collect();
-    Some(name.into())
+    let length = start.get(at..)?.iter().take_while(is_name).count();
+    Some(at..at + length)
 }
 
 /// A form feed ends a page, and so a line; other controls have no place in JSON's readers.
@@ -142,9 +176,12 @@ fn unflow(text: &str, delsp: bool) -> String {
     out
 }
 
-fn join(pieces: &[Piece]) -> String {
+fn join(mut pieces: Vec<Piece>) -> String {
+    if let [piece] = &mut pieces[..] {
+        return std::mem::take(&mut piece.text);
+    }
     let mut out = String::with_capacity(pieces.iter().map(|piece| piece.text.len() + 2).sum());
-    for piece in pieces {
+    for piece in &pieces {
         if !out.is_empty() && !out.ends_with('\n') {
             out.push_str("\r\n");
         }
@@ -154,9 +191,9 @@ fn join(pieces: &[Piece]) -> String {
 }
 
 /// What stands before the first HTML goes to the start of its body, the rest to the end of it.
-fn join_html(pieces: Vec<Piece>, first: usize) -> String {
-    if let [piece] = &pieces[..] {
-        return piece.text.clone();
+fn join_html(mut pieces: Vec<Piece>, first: usize) -> String {
+    if let [piece] = &mut pieces[..] {
+        return std::mem::take(&mut piece.text);
     }
     let Some(document) = pieces.get(first).map(|piece| piece.text.as_str()) else {
         return String::new();
@@ -394,6 +431,31 @@ mod tests {
         ] {
             assert_eq!(unflow(text, delsp), expected, "{text:?}");
         }
+    }
+
+    #[test]
+    fn html_does_not_contradict_its_charset() {
+        for (html, expected) in [
+            ("<meta charset=iso-8859-1>é", "<meta charset=utf-8>é"),
+            (
+                "<META content='text/html; charset=Windows-1252'>",
+                "<META content='text/html; charset=utf-8'>",
+            ),
+            ("<meta charset=\"\">", "<meta charset=\"\">"),
+            ("<meta charset=UTF-8>", "<meta charset=UTF-8>"),
+            ("<meta name=x>charset=koi8-r ", "<meta name=x>charset=koi8-r "),
+            ("<script charset=koi8-r>", "<script charset=koi8-r>"),
+            ("<meta charset=koi8-r", "<meta charset=koi8-r"),
+            ("é", "é"),
+        ] {
+            let mut text = html.to_owned();
+            say_utf8(&mut text);
+            assert_eq!(text, expected);
+        }
+        let mut late = format!("{}<meta charset=koi8-r>", "é".repeat(MAX_SNIFF));
+        let before = late.clone();
+        say_utf8(&mut late);
+        assert_eq!(late, before);
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub(super) fn decode<'a>(bytes: &'a [u8], charset: Option<&str>) -> (Cow<'a, str
     match label.as_str() {
         "utf-8" | "utf8" => match std::str::from_utf8(bytes) {
             Ok(text) => (text.into(), Said::Truth),
+            // Not spoilt, but never that.
+            Err(_) if !has_sequence(bytes) => (guess(bytes), Said::Nonsense),
             Err(_) => (String::from_utf8_lossy(bytes), Said::Nonsense),
         },
         "" | "us-ascii" | "ascii" | "unknown-8bit" | "x-unknown" => {
@@ -41,6 +43,11 @@ pub(super) enum Said {
     Nonsense,
 }
 
+/// Whether some of it is UTF-8 beyond ASCII.
+fn has_sequence(bytes: &[u8]) -> bool {
+    bytes.utf8_chunks().any(|chunk| !chunk.valid().is_ascii())
+}
+
 /// UTF-8 where it can be that, for hardly anything else looks like it.
 fn guess(bytes: &[u8]) -> Cow<'_, str> {
     match (std::str::from_utf8(bytes), charset_decoder(FALLBACK)) {
@@ -58,7 +65,8 @@ mod tests {
     fn texts_of_many_charsets_are_read() {
         for (charset, bytes, text, said) in [
             (Some("utf-8"), &b"caf\xc3\xa9"[..], "café", Said::Truth),
-            (Some("UTF-8"), b"caf\xe9", "caf\u{fffd}", Said::Nonsense),
+            (Some("UTF-8"), b"caf\xe9 \x80", "café €", Said::Nonsense),
+            (Some("UTF-8"), b"caf\xc3\xa9 caf\xe9", "café caf\u{fffd}", Said::Nonsense),
             (None, b"cafe", "cafe", Said::Truth),
             (None, b"caf\xc3\xa9", "café", Said::Nothing),
             (None, b"\x93caf\xe9\x94", "“café”", Said::Nothing),

@@ -198,7 +198,10 @@ pub(super) fn specials(nodes: &[Node]) -> Losses {
             "text/calendar" if is_request() => {
                 (LossKind::Invitation, "is an invitation: it becomes a file")
             }
-            "application/ms-tnef" => (LossKind::Part, "is rich text of Outlook: it becomes a file"),
+            kind if is_tnef(kind) => {
+                let why = "is rich text of Outlook with recipients of its own: it becomes a file";
+                (LossKind::Part, why)
+            }
             "multipart/report" => (LossKind::Part, "is a report: it becomes an ordinary message"),
             _ => continue,
         };
@@ -207,8 +210,17 @@ pub(super) fn specials(nodes: &[Node]) -> Losses {
     losses
 }
 
+/// Whether the message has a part of which, by MIME, Exchange makes the message: its table of recipients is not ours.
+pub(super) fn has_tnef(nodes: &[Node]) -> bool {
+    nodes.iter().any(|node| is_tnef(node.entity.media_type()))
+}
+
+fn is_tnef(kind: &str) -> bool {
+    matches!(kind, "application/ms-tnef" | "application/vnd.ms-tnef")
+}
+
 /// The name and extension of a kind of file that has no name.
-const NAMES: [(&str, &str); 54] = [
+const NAMES: [(&str, &str); 55] = [
     ("application/gzip", ".gz"),
     ("application/json", ".json"),
     ("application/msword", ".doc"),
@@ -234,6 +246,7 @@ const NAMES: [(&str, &str); 54] = [
     ("application/xml", ".xml"),
     ("application/zip", ".zip"),
     ("application/ms-tnef", "winmail.dat"),
+    ("application/vnd.ms-tnef", "winmail.dat"),
     ("audio/mpeg", ".mp3"),
     ("audio/mp4", ".m4a"),
     ("audio/ogg", ".ogg"),

@@ -17,6 +17,8 @@ const MAX_PARAMETER_VALUE: usize = 16 * 1024;
 
 /// Octets of a comment behind a parameter.
 const MAX_COMMENT: usize = 256;
+/// Parentheses of one value of which it is asked whether they begin a comment; the others stand for themselves.
+const MAX_COMMENTS: usize = 32;
 
 /// One field of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,17 +237,18 @@ impl Parameters {
     pub(super) fn read(value: &[u8]) -> Self {
         let value = unfold(value);
         let mut rest = value.get(..MAX_PARAMETER_VALUE).unwrap_or(&value);
-        let main = take_token(&mut rest, b";");
+        let mut looks = MAX_COMMENTS;
+        let main = take_token(&mut rest, b";", &mut looks);
         let main = String::from_utf8_lossy(&main).trim().to_ascii_lowercase();
         let mut pieces: Vec<Piece> = Vec::new();
         while !rest.is_empty() && pieces.len() < MAX_PARAMETERS {
-            let name = take_token(&mut rest, b"=;");
+            let name = take_token(&mut rest, b"=;", &mut looks);
             let Some((b'=', after)) = rest.split_first().map(|(sign, after)| (*sign, after)) else {
                 rest = rest.get(1..).unwrap_or_default();
                 continue;
             };
             rest = after;
-            let value = take_token(&mut rest, b";");
+            let value = take_token(&mut rest, b";", &mut looks);
             rest = rest.get(1..).unwrap_or_default();
             pieces.extend(Piece::new(&name, value));
         }
@@ -326,8 +329,9 @@ impl Piece {
     }
 }
 
-/// Takes what stands before one of the `ends`, without quotes and comments; the end is left.
-fn take_token(rest: &mut &[u8], ends: &[u8]) -> Vec<u8> {
+/// Takes what stands before one of the `ends`, without quotes and comments; the end is left. Of so many parentheses as
+/// `looks` says it is looked whether they begin a comment.
+fn take_token(rest: &mut &[u8], ends: &[u8], looks: &mut usize) -> Vec<u8> {
     let mut token = Vec::new();
     let mut at = 0;
     // How much of the token was within quotes: blanks there are part of it.
@@ -339,7 +343,7 @@ fn take_token(rest: &mut &[u8], ends: &[u8]) -> Vec<u8> {
                 quoted = token.len();
                 continue;
             }
-            b'(' if is_comment(rest, at, token.is_empty()) => at = skip_comment(rest, at),
+            b'(' if is_comment(rest, at, token.is_empty(), looks) => at = skip_comment(rest, at),
             byte if ends.contains(byte) => break,
             b' ' | b'\t' if token.is_empty() => at += 1,
             byte => {
@@ -356,13 +360,16 @@ fn take_token(rest: &mut &[u8], ends: &[u8]) -> Vec<u8> {
 }
 
 /// Whether the parenthesis at `at` begins a comment rather than standing in a name that should have been quoted.
-fn is_comment(bytes: &[u8], at: usize, is_first: bool) -> bool {
+fn is_comment(bytes: &[u8], at: usize, is_first: bool, looks: &mut usize) -> bool {
     let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
     let is_after_blank = at.checked_sub(1).and_then(|it| bytes.get(it)).is_some_and(is_blank);
+    if is_first || !is_after_blank || *looks == 0 {
+        return is_first;
+    }
+    *looks -= 1;
     let near = bytes.get(..at + MAX_COMMENT).unwrap_or(bytes);
     let after = near.get(skip_comment(near, at)..).unwrap_or_default();
-    let ends = matches!(after.iter().find(|byte| !is_blank(byte)), None | Some(b';' | b'('));
-    is_first || (is_after_blank && ends)
+    matches!(after.iter().find(|byte| !is_blank(byte)), None | Some(b';' | b'('))
 }
 
 /// Appends the inside of the quoted string at `at` and says where it ends.

@@ -145,9 +145,11 @@ impl Head {
                 }
                 "in-reply-to" if case.extras && head.in_reply_to.is_none() => {
                     head.in_reply_to = ids(&field);
+                    is_taken = head.in_reply_to.is_some();
                 }
                 "references" if case.extras && head.references.is_none() => {
                     head.references = ids(&field);
+                    is_taken = head.references.is_some();
                 }
                 "list-unsubscribe" if case.extras && head.list_unsubscribe.is_none() => {
                     head.list_unsubscribe = plain_value(&field);

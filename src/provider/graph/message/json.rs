@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::body::{Body, Links, Shown, compose, link};
-use super::content::{Names, sort};
+use super::content::{Content, Names, sort};
 use super::field::Address;
 use super::header::Head;
 use super::mime::lose_copy;
@@ -39,24 +39,21 @@ pub(super) fn write(scanned: &Scanned, case: &Case<'_>, mut losses: Losses) -> M
     let head = Head::read(&scanned.header, case, &mut losses);
     let mut content = sort(nodes);
     losses.extend(std::mem::take(&mut content.losses.list));
-    let mut body = compose(nodes, &content.texts, &mut losses);
-    let mut shown = Shown::new();
-    if body.is_html {
-        let (linked, found) = link(&body.text, &Links::of(nodes, &content.files));
-        body.text = linked.unwrap_or(body.text);
-        shown = found;
-    }
-    let mut text = message(&head, &recipients, &body, case);
-    let is_too_large = text.len() as u64 + FRAME > case.max_request;
-    if is_too_large || (content.texts.is_empty() && has_long_text(nodes, &content.files)) {
-        content.files.append(&mut content.texts);
-        content.files.sort_unstable();
-        shown.clear();
-        text = message(&head, &recipients, &NOTE.body(), case);
-        if is_too_large {
-            let why = "is too large for the body: it becomes a file";
-            losses.push(LossKind::Text, "the text", why);
+    let fitting =
+        fitting(nodes, &content, &mut losses, case, |body| message(&head, &recipients, body, case));
+    let is_too_large = fitting.is_none();
+    let has_body = !(content.texts.is_empty() && has_long_text(nodes, &content.files));
+    let (text, mut shown) = match fitting.filter(|_| has_body) {
+        Some(fitting) => fitting,
+        None => {
+            content.files.append(&mut content.texts);
+            content.files.sort_unstable();
+            (message(&head, &recipients, &NOTE.body(), case), Shown::new())
         }
+    };
+    if is_too_large {
+        let why = "is too large for the body: it becomes a file";
+        losses.push(LossKind::Text, "the text", why);
     }
     let mut names = Names::default();
     let files = content.files.iter().filter_map(|at| {
@@ -69,6 +66,43 @@ pub(super) fn write(scanned: &Scanned, case: &Case<'_>, mut losses: Losses) -> M
     });
     let files = files.collect();
     Message { text, files, losses, is_text_file: is_too_large }
+}
+
+/// The message with its body, and what of it is shown; None where that is too large for any request, which is looked at
+/// before each copy of the text.
+fn fitting(
+    nodes: &[Node],
+    content: &Content,
+    losses: &mut Losses,
+    case: &Case<'_>,
+    message: impl Fn(&Body) -> String,
+) -> Option<(String, Shown)> {
+    let fits = |octets: u64| octets + FRAME <= case.max_request;
+    let octets = |at: &usize| match nodes.get(*at).map(|node| &node.kind) {
+        Some(Kind::Text(text)) => text.len() as u64,
+        _ => 0,
+    };
+    if !fits(content.texts.iter().map(octets).sum()) {
+        return None;
+    }
+    let mut body = compose(nodes, &content.texts, losses);
+    let mut shown = Shown::new();
+    if body.is_html {
+        let (linked, found) = link(&body.text, &Links::of(nodes, &content.files));
+        body.text = linked.unwrap_or(body.text);
+        shown = found;
+    }
+    if !fits(escaped_size(&body.text)) {
+        return None;
+    }
+    let text = message(&body);
+    fits(text.len() as u64).then_some((text, shown))
+}
+
+/// Octets of a text within JSON, at least.
+fn escaped_size(text: &str) -> u64 {
+    let is_escaped = |byte: &u8| matches!(byte, b'"' | b'\\' | b'\n' | b'\r' | b'\t');
+    (text.len() + text.as_bytes().iter().filter(|byte| is_escaped(byte)).count()) as u64
 }
 
 /// Stands for a text that went into a file.
@@ -155,7 +189,9 @@ impl Message {
     /// The body of `sendMail`.
     pub(super) fn into_request(self, case: &Case<'_>) -> Json {
         let mut pieces = Vec::new();
-        let mut text = format!("{{\"message\":{}", open(self.text));
+        // A piece of its own, for the text is long.
+        pieces.push(Piece::Text("{\"message\":".to_owned()));
+        let mut text = open(self.text);
         if !self.files.is_empty() {
             text.push_str(",\"attachments\":[");
             for (position, attachment) in self.files.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! The MIME form: the message as it is, but for the header lines that say who gets it.
 
-use crate::message::rewrite::{Rules, display_name, rewrite};
+use crate::message::rewrite::{Rules, display_name, rewrite, same};
+use crate::smtp::address::Mailbox;
 
 use super::field::{Address, fields};
 use super::header::{SUPPRESS, is_automatic};
@@ -53,12 +54,10 @@ fn head(
     recipients: &Recipients,
     losses: &mut Losses,
 ) -> Vec<u8> {
-    let rules = Rules {
-        sender: case.from.unwrap_or(case.mailbox),
-        sender_name: b"",
-        clean_names: true,
-        may_stand: &|_| true,
-    };
+    let sender = case.from.unwrap_or(case.mailbox);
+    // Exchange refuses another one, and where the reverse path is null no policy looked at it before.
+    let may_stand = |author: &Mailbox| same(author, sender);
+    let rules = Rules { sender, sender_name: b"", clean_names: true, may_stand: &may_stand };
     let rewritten = rewrite(&scanned.header, true, &rules);
     let rest = scanned.header.get(rewritten.used..).unwrap_or_default();
     let mut head = Vec::with_capacity(scanned.header.len() + 256);
@@ -127,11 +126,15 @@ fn entry(mailbox: &Address) -> Vec<u8> {
     entry
 }
 
-/// A field as it was, in lines that end with CRLF.
+/// A field as it was, in lines that end with CRLF. Those that have only blanks are left out: some readers take one for
+/// the end of the header (RFC 5322 4.2).
 fn push_line(line: &[u8], out: &mut Vec<u8>) {
     for line in line.split_inclusive(|byte| *byte == b'\n') {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
         out.extend(line.iter().map(|byte| if *byte == b'\r' { b' ' } else { *byte }));
         out.extend_from_slice(b"\r\n");
     }

@@ -21,6 +21,8 @@ const MAX_HEADER: usize = 1024 * 1024;
 const MAX_PART_HEADER: usize = 64 * 1024;
 /// Octets of a field's name (RFC 5322 2.1.1); a longer line without a colon is none.
 const MAX_NAME: usize = 998;
+/// Octets of Content-ID and of Content-Location; a longer one is none.
+const MAX_ID: usize = 1024;
 /// Octets of a line with a boundary. RFC 2046 5.1.1 has 70 for the boundary.
 const MAX_BOUNDARY_LINE: usize = 1024;
 
@@ -168,31 +170,33 @@ pub(super) struct Entity {
 impl Entity {
     fn read(header: &[u8]) -> Self {
         let mut entity = Self::default();
+        let mut encoding: Option<String> = None;
         for field in field::fields(header) {
             if !field.name.get(..8).is_some_and(|it| it.eq_ignore_ascii_case(b"content-")) {
                 continue;
             }
+            let is_short = field.value.len() <= MAX_ID;
             if field.is("content-type") && entity.kind.is_none() {
                 let read = Parameters::read(field.value);
                 entity.kind = read.value.contains('/').then_some(read);
             } else if field.is("content-disposition") && entity.disposition.is_none() {
                 entity.disposition = Some(Parameters::read(field.value));
-            } else if field.is("content-transfer-encoding") {
-                let value = Parameters::read(field.value).value;
-                (entity.encoding, entity.is_encoding_unknown) = match value.as_str() {
-                    "base64" => (Encoding::Base64, false),
-                    "quoted-printable" => (Encoding::QuotedPrintable, false),
-                    "7bit" | "8bit" | "binary" | "" => (Encoding::Identity, false),
-                    _ => (Encoding::Identity, true),
-                };
-            } else if field.is("content-id") {
+            } else if field.is("content-transfer-encoding") && encoding.is_none() {
+                encoding = Some(Parameters::read(field.value).value);
+            } else if field.is("content-id") && is_short && entity.id.is_none() {
                 entity.id = bare_id(field.value);
-            } else if field.is("content-location") {
+            } else if field.is("content-location") && is_short && entity.location.is_none() {
                 let location: String =
                     field.text().chars().filter(|c| !c.is_whitespace()).collect();
                 entity.location = Some(location).filter(|it| !it.is_empty());
             }
         }
+        (entity.encoding, entity.is_encoding_unknown) = match encoding.as_deref() {
+            Some("base64") => (Encoding::Base64, false),
+            Some("quoted-printable") => (Encoding::QuotedPrintable, false),
+            None | Some("7bit" | "8bit" | "binary" | "") => (Encoding::Identity, false),
+            Some(_) => (Encoding::Identity, true),
+        };
         entity
     }
 

@@ -374,6 +374,44 @@ fn a_hostile_message_takes_no_more_than_its_length() {
     }
 }
 
+/// Each field would be looked at 256 times over, and each of them: minutes.
+#[test]
+fn parentheses_in_every_field_take_no_more_than_their_length() {
+    let field = |name: &str| format!("Content-{name}: a{}\r\n", " (".repeat(8_000));
+    let encodings = field("Transfer-Encoding").repeat(3);
+    let part = format!("\r\n--b\r\n{encodings}Content-ID: <x>\r\n\r\nx");
+    let mut scan = Scan::new();
+    scan.push(b"Content-Type: multipart/mixed; boundary=b\r\n\r\n");
+    let began = crate::clock::now();
+    for _ in 0..500 {
+        scan.push(part.as_bytes());
+    }
+    let scanned = scan.finish();
+    let spent = began.elapsed();
+    assert_eq!(scanned.nodes.len(), 501);
+    assert!(spent.as_secs() < 20, "{spent:?}");
+}
+
+#[test]
+fn an_id_of_any_length_is_not_kept() {
+    for (length, is_kept) in [(900, true), (2_000, false)] {
+        let long = "x".repeat(length);
+        let message =
+            format!("Content-ID: <{long}@y>\r\nContent-Location: http://{long}/\r\n\r\nx");
+        let scanned = scan(message.as_bytes(), 100);
+        let entity = &scanned.nodes[0].entity;
+        assert_eq!((entity.id.is_some(), entity.location.is_some()), (is_kept, is_kept));
+    }
+}
+
+#[test]
+fn the_first_encoding_of_a_part_counts() {
+    let twice = "Content-Transfer-Encoding: base64\r\nContent-Transfer-Encoding: x-odd\r\n\r\nSGk=";
+    let scanned = scan(twice.as_bytes(), 10);
+    let entity = &scanned.nodes[0].entity;
+    assert_eq!((entity.encoding, entity.is_encoding_unknown), (Encoding::Base64, false));
+}
+
 #[test]
 fn only_addresses_that_graph_takes_are_fit() {
     for (address, why) in [

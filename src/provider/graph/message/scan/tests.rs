@@ -66,6 +66,24 @@ fn what_lies_too_deep_ends_with_its_boundary() {
 }
 
 #[test]
+fn what_lies_too_deep_ends_once_where_it_is_the_last() {
+    let open: String = (0..=MAX_DEPTH)
+        .map(|n| format!("Content-Type: multipart/mixed; boundary=n{n}\r\n\r\n--n{n}\r\n"))
+        .collect();
+    let ends: String = (0..MAX_DEPTH).rev().map(|n| format!("--n{n}--\r\nend\r\n")).collect();
+    let deep = "\r\ndeep";
+    for (rest, cut) in [(format!("\r\n{ends}--n0--\r\nend\r\n"), 0), ("\r\n".to_owned(), 2)] {
+        let message = format!("{open}{deep}{rest}");
+        for step in [1, 7, message.len()] {
+            let scanned = scan(message.as_bytes(), step);
+            let sealed = scanned.nodes.last().unwrap();
+            assert!(matches!(sealed.kind, Kind::Sealed), "{sealed:?}");
+            assert_eq!(sealed.body.end, (open.len() + deep.len() + cut) as u64);
+        }
+    }
+}
+
+#[test]
 fn a_text_that_is_too_large_is_counted_only() {
     let line =
         "A line of text that is long, and there are many of them: too many to be a body.\r\n";
