@@ -427,7 +427,7 @@ fn a_draft_that_fails_is_deleted_and_begun_again() {
     Client::hello(gateway.smtp()).mail("app@example.com", &["b@example.org"], with_file(4_000_000));
     cloud.wait(1);
     gateway.wait_empty();
-    let deleted = cloud.world.requests().into_iter().filter(|it| it.method == "DELETE").count();
+    let deleted = cloud.asked("/permanentDelete").len();
     assert_eq!((deleted, cloud.asked("/messages").len()), (1, 2));
     gateway.stop();
 
@@ -736,7 +736,7 @@ fn what_a_crash_leaves_of_a_draft_is_never_sent() {
     assert_eq!(cloud.mails().len(), 1);
     let stored = serde_json::to_value(mail.stored.unwrap().as_ref()).unwrap();
     assert_eq!(stored["attachments"][0]["size"], 9_000_000_u64.div_ceil(57) * 57);
-    let deleted = cloud.world.requests().into_iter().filter(|it| it.method == "DELETE").count();
+    let deleted = cloud.asked("/permanentDelete").len();
     assert_eq!(deleted, 2, "the drafts of the former runs");
     gateway.stop();
 }

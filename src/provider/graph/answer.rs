@@ -66,6 +66,14 @@ impl Step {
         }
     }
 
+    /// Whether a part of the draft goes into it.
+    fn fills(self) -> bool {
+        match self {
+            Self::Attach | Self::Session | Self::Range => true,
+            Self::SendMail | Self::Create | Self::Send | Self::Find => false,
+        }
+    }
+
     fn is_taken(self, status: u16) -> bool {
         match self {
             Self::SendMail | Self::Send => status == 202,
@@ -194,6 +202,8 @@ enum Meaning {
     TooManyRecipients,
     /// Something in the request is not as Graph wants it.
     Payload,
+    /// It is not clear what is wrong with the request.
+    Unclear,
     TooLarge,
     /// An upload session is for larger files.
     TooSmall,
@@ -324,6 +334,20 @@ pub(super) fn verdict(answer: &Answer, case: Case) -> Verdict {
     }
     let meaning = answer.known().map(|(_, meaning)| meaning).or_else(|| by_status(answer, case));
     let (outcome, first) = match meaning {
+        // It may have been taken before the service failed, whatever the words; but these are said before it is.
+        Some(
+            Meaning::Recipient
+            | Meaning::TooManyRecipients
+            | Meaning::Payload
+            | Meaning::Unclear
+            | Meaning::TooLarge
+            | Meaning::TooSmall
+            | Meaning::NoMailbox
+            | Meaning::Gone
+            | Meaning::Range
+            | Meaning::Token
+            | Meaning::Trouble,
+        ) if said.in_doubt() => (said.by_status(), None),
         Some(Meaning::Token) => match step {
             // It asks for no token; who has one there is told so.
             Step::Range => (said.for_now(), Some(Try::NewDraft)),
@@ -335,6 +359,12 @@ pub(super) fn verdict(answer: &Answer, case: Case) -> Verdict {
         Some(Meaning::TooManyRecipients) => {
             (said.failed(Scope::Message, (5, 5, 3)), Some(Try::FewerRecipients))
         }
+        // What is wrong may be the draft that it is asked of.
+        Some(Meaning::Payload | Meaning::Unclear) if step.fills() => {
+            (said.alone(), Some(Try::NewDraft))
+        }
+        // A code that nobody knows fails nothing at once: it ends by retry.give_up_after.
+        Some(Meaning::Unclear) => (said.alone(), Some(Try::WithoutExtras)),
         Some(Meaning::Payload) => {
             (said.failed(Scope::Message, (5, 6, 0)), Some(Try::WithoutExtras))
         }
@@ -362,7 +392,7 @@ fn by_status(answer: &Answer, case: Case) -> Option<Meaning> {
     // Of a page that is not Graph's we know too little to fail a message for it.
     let is_graph = !answer.codes.is_empty();
     match answer.status {
-        400 if is_graph => Some(Meaning::Payload),
+        400 if is_graph || case.step.fills() => Some(Meaning::Unclear),
         401 => Some(Meaning::Token),
         403 => Some(Meaning::Access),
         404 | 410 if case.step.is_within_draft() => Some(Meaning::Gone),
@@ -382,6 +412,8 @@ const FULL: &str = "the mailbox is full: make room in it, or set save_to_sent_it
 const ACCESS: &str = "grant the application Mail.Send for this mailbox, by consent in Entra or by RBAC for Applications in Exchange (which takes up to two hours), and see that no access policy shuts it out";
 const ACCESS_DRAFT: &str =
     "messages of this size need Mail.ReadWrite too: grant it, or set large_messages = \"off\"";
+const ACCESS_UPLOAD: &str = "files go up to a host of their own, which refuses them: let a firewall or proxy between let this through, or set large_messages = \"off\"";
+const UPLOAD_HOST: &str = "this is where large files go: let the firewall or proxy let it through, or set large_messages = \"off\"";
 const NO_MAILBOX: &str = "provider.sender has to be the name of a mailbox in Exchange Online";
 const SEND_AS: &str =
     "grant the mailbox Send As for this address, or set sender.policy = \"rewrite\"";
@@ -417,8 +449,12 @@ impl Said<'_> {
     }
 
     fn throttled(&self) -> Outcome {
-        let maybe_sent = self.in_doubt();
-        Outcome::Deferred(Cause { maybe_sent, ..self.cause(Scope::Sender, self.stage()) })
+        Outcome::Deferred(self.cause(Scope::Sender, self.stage()))
+    }
+
+    /// A deferral of this message and no other.
+    fn alone(&self) -> Outcome {
+        Outcome::Deferred(self.cause(Scope::Message, self.stage()))
     }
 
     /// The service may have taken the message before it failed.
@@ -452,9 +488,11 @@ impl Said<'_> {
     /// Of the provider's sender it is no message's doing, and everyone waits. Another mailbox may be refused alone.
     fn access(&self) -> Outcome {
         match (self.case.step, self.case.own_mailbox) {
-            (Step::Create | Step::Attach | Step::Session | Step::Range, _) => {
-                self.account(self.stage(), None, ACCESS_DRAFT)
+            // Smaller ones pass without this right.
+            (Step::Create | Step::Attach | Step::Session, _) => {
+                self.held(Scope::Message, self.stage(), ACCESS_DRAFT)
             }
+            (Step::Range, _) => self.held(Scope::Message, self.stage(), ACCESS_UPLOAD),
             (Step::SendMail | Step::Send | Step::Find, true) => {
                 self.account(Stage::Auth, None, ACCESS)
             }
@@ -529,6 +567,12 @@ pub(super) fn unanswered(fault: &Fault, case: Case) -> Outcome {
         }
     };
     let words = match fault {
+        // It is another host than Graph's, of which others know nothing.
+        Fault::Unconnected(why) if case.step == Step::Range => {
+            let words = format!("{why}; {UPLOAD_HOST}");
+            let cause = Cause::new(Scope::Message, stage, words);
+            return Outcome::Deferred(Cause { lost: true, ..cause });
+        }
         Fault::Unconnected(why) => {
             return Outcome::Deferred(Cause::new(Scope::Provider, Stage::Connect, why.as_str()));
         }

@@ -12,8 +12,8 @@ use hyper::body::{Body, Frame, SizeHint};
 use reqwest::header::{
     AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER,
 };
-use reqwest::{Method, RequestBuilder, Response};
-use serde_json::Value;
+use reqwest::{Method, RequestBuilder, Response, Url};
+use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tracing::debug;
@@ -94,8 +94,8 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    /// The JSON of a success.
-    pub(super) fn json(&self) -> Option<Value> {
+    /// What of the JSON of a success is wanted.
+    pub(super) fn json<T: DeserializeOwned>(&self) -> Option<T> {
         serde_json::from_slice(&self.body).ok()
     }
 }
@@ -122,6 +122,7 @@ impl Client {
         let response = match sent {
             Ok(response) => response,
             Err(fault) => {
+                let fault = told_where(fault, target);
                 debug!("graph: no answer to {id}: {fault:?}");
                 return Err(Unanswered { fault, body_out: out.is_out() });
             }
@@ -246,17 +247,47 @@ impl Client {
     }
 }
 
+/// An upload has a host of its own: of the URL it alone is no secret.
+fn told_where(fault: Fault, target: Target<'_>) -> Fault {
+    let host = match target {
+        Target::Graph(..) => None,
+        Target::Upload(url) => {
+            Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned))
+        }
+    };
+    match (fault, host) {
+        (Fault::Unconnected(why), Some(host)) => Fault::Unconnected(format!("{host}: {why}")),
+        (fault, _) => fault,
+    }
+}
+
+/// Octets of the value of a query that is taken for a secret: shorter ones are words that may stand anywhere.
+const SECRET: usize = 8;
+
+/// The URL, and the values in its query as they stand and as they are meant.
+fn secrets(url: &str) -> Vec<String> {
+    let mut secrets = vec![url.to_owned()];
+    if let Ok(url) = Url::parse(url) {
+        let stands = url.query().unwrap_or_default().split('&');
+        let stands = stands.filter_map(|pair| pair.split_once('=')).map(|it| it.1.to_owned());
+        secrets.extend(stands.filter(|it| it.len() >= SECRET));
+        let meant = url.query_pairs().map(|(_, value)| value.into_owned());
+        secrets.extend(meant.filter(|it| it.len() >= SECRET));
+    }
+    secrets
+}
+
 /// What a remote repeats of our secrets goes no further.
 fn masked(body: &[u8], target: Target<'_>) -> Vec<u8> {
-    let secret = match target {
-        Target::Graph(_, token) => token.bearer(),
-        Target::Upload(url) => url,
+    let secrets = match target {
+        Target::Graph(_, token) => vec![token.bearer().to_owned()],
+        Target::Upload(url) => secrets(url),
     };
-    let text = String::from_utf8_lossy(body);
-    match !secret.is_empty() && text.contains(secret) {
-        true => text.replace(secret, "***").into_bytes(),
-        false => body.to_vec(),
+    let mut text = String::from_utf8_lossy(body).into_owned();
+    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
+        text = text.replace(secret, "***");
     }
+    text.into_bytes()
 }
 
 /// The id of the request at Graph, and the pause that it asks for.
@@ -404,5 +435,15 @@ mod tests {
         let body =
             masked(b"no https://x/y?authtoken=z here", Target::Upload("https://x/y?authtoken=z"));
         assert_eq!(body, b"no *** here");
+        let url = "https://x/y?authtoken=eyJ0%2Bsecret&v=1";
+        let body = masked(b"eyJ0%2Bsecret or eyJ0+secret: 1", Target::Upload(url));
+        assert_eq!(body, b"*** or ***: 1");
+    }
+
+    #[test]
+    fn an_upload_host_that_cannot_be_reached_is_named_and_no_more_of_its_url() {
+        let fault = Fault::Unconnected("refused".to_owned());
+        let told = told_where(fault, Target::Upload("https://up.example.com/y?authtoken=z"));
+        assert_eq!(told, Fault::Unconnected("up.example.com: refused".to_owned()));
     }
 }

@@ -8,7 +8,7 @@ use tracing::{debug, info};
 
 use crate::clock;
 use crate::config;
-use crate::outcome::{Outcome, Scope, unreadable};
+use crate::outcome::{Cause, Outcome, Scope, Stage, unreadable};
 use crate::provider::token::{Token, without_token};
 use crate::provider::{Outcomes, Submission};
 use crate::smtp::address::{Mailbox, ReversePath};
@@ -43,6 +43,8 @@ pub(super) struct Delivery<'a> {
     renewed: bool,
     extras: bool,
     max_request: u64,
+    /// The MIME form was too large.
+    as_json: bool,
     /// A draft was begun again.
     again: bool,
     /// What a former attempt may have sent was looked for.
@@ -58,11 +60,13 @@ pub(super) struct Refusal {
     pub(super) first: Option<Try>,
     /// The text of the answer.
     pub(super) said: String,
+    /// Its status, where there is an answer.
+    pub(super) status: Option<u16>,
 }
 
 impl From<Outcome> for Refusal {
     fn from(outcome: Outcome) -> Self {
-        Self { outcome, first: None, said: String::new() }
+        Self { outcome, first: None, said: String::new(), status: None }
     }
 }
 
@@ -91,6 +95,7 @@ impl<'a> Delivery<'a> {
             renewed: false,
             extras: true,
             max_request: MAX_REQUEST,
+            as_json: false,
             again: false,
             looked: false,
             draft: None,
@@ -129,7 +134,7 @@ impl<'a> Delivery<'a> {
                 let outcome = self.resolve(refusal).await;
                 return self.settle(&outcome);
             }
-            let Refusal { outcome, first, said } = refusal;
+            let Refusal { outcome, first, said, .. } = refusal;
             let goes_on = match first {
                 Some(Try::WithoutExtras) => mem::replace(&mut self.extras, false),
                 Some(Try::ThroughSender) => self.go_through_sender(),
@@ -164,6 +169,7 @@ impl<'a> Delivery<'a> {
             from: self.route.from.as_ref(),
             save_to_sent_items: config.save_to_sent_items,
             format: match config.format {
+                _ if self.as_json => Format::Json,
                 config::Format::Auto => Format::Auto,
                 config::Format::Json => Format::Json,
                 config::Format::Mime => Format::Mime,
@@ -194,8 +200,8 @@ impl<'a> Delivery<'a> {
 
     async fn carry_out(&mut self, plan: &Plan) -> Result<Outcome, Refusal> {
         match plan {
-            Plan::Json(json) => self.send_mail(Content::Json, json.assembly()).await,
-            Plan::Mime(mime) => self.send_mail(Content::Mime, mime.assembly()).await,
+            Plan::Json(json) => self.send_mail(Content::Json, json.assembly(), json.size).await,
+            Plan::Mime(mime) => self.send_mail(Content::Mime, mime.assembly(), mime.size).await,
             Plan::Draft(draft) => Box::pin(self.send_draft(draft)).await,
         }
     }
@@ -204,8 +210,9 @@ impl<'a> Delivery<'a> {
         &mut self,
         content: Content,
         assembly: Assembly<'_>,
+        size: u64,
     ) -> Result<Outcome, Refusal> {
-        let body = self.assemble(assembly).await?;
+        let body = of_size(self.assemble(assembly).await?, size)?;
         self.outcomes.content_leaves().await;
         let reply = self.call(Step::SendMail, Method::POST, "/sendMail", content, body).await?;
         Ok(self.taken(&reply))
@@ -219,14 +226,14 @@ impl<'a> Delivery<'a> {
         receipt(&reply.answer)
     }
 
-    async fn assemble(&self, mut assembly: Assembly<'_>) -> Result<Bytes, Outcome> {
+    async fn assemble(&self, mut assembly: Assembly<'_>) -> Result<Vec<u8>, Outcome> {
         let mut reader = self.submission.message.reader();
         let mut at = 0;
         while let Some(chunk) = reader.chunk().await.map_err(|error| unreadable(&error))? {
             assembly.push(at, &chunk);
             at += chunk.len() as u64;
         }
-        Ok(assembly.finish().into())
+        Ok(assembly.finish())
     }
 
     fn judged(&self, step: Step, body_out: bool) -> Case {
@@ -287,7 +294,8 @@ impl<'a> Delivery<'a> {
         match verdict(&reply.answer, self.judged(step, reply.body_out)) {
             Verdict::Taken => Ok(reply),
             Verdict::Refused { outcome, first } => {
-                Err(Refusal { outcome, first, said: reply.answer.message().to_owned() })
+                let said = reply.answer.message().to_owned();
+                Err(Refusal { outcome, first, said, status: Some(reply.answer.status) })
             }
         }
     }
@@ -339,6 +347,10 @@ impl<'a> Delivery<'a> {
         let is_file = |piece: &Piece| matches!(piece, Piece::Content(_));
         let size = match plan {
             Plan::Json(json) if json.pieces.iter().any(is_file) => json.size,
+            // The base64 of it is larger than the same as JSON may be.
+            Plan::Mime(_) if !self.graph.may_draft() => {
+                return !mem::replace(&mut self.as_json, true);
+            }
             Plan::Mime(mime) => mime.size,
             // Without files there is nothing that could go apart.
             Plan::Json(_) | Plan::Draft(_) => return false,
@@ -349,5 +361,33 @@ impl<'a> Delivery<'a> {
 
     pub(super) fn settle(&self, outcome: &Outcome) {
         self.part.iter().for_each(|rcpt| self.outcomes.settle(*rcpt, outcome.clone()));
+    }
+}
+
+/// The body of a request, which was measured when the message was read first.
+pub(super) fn of_size(body: Vec<u8>, size: u64) -> Result<Bytes, Outcome> {
+    match body.len() as u64 == size {
+        true => Ok(body.into()),
+        false => Err(other_size()),
+    }
+}
+
+pub(super) fn other_size() -> Outcome {
+    let words = "the message came out with another size than when it was read first";
+    Outcome::Deferred(Cause::new(Scope::Message, Stage::Local, words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_of_another_size_than_planned_is_not_sent() {
+        assert_eq!(of_size(b"abc".to_vec(), 3), Ok(Bytes::from_static(b"abc")));
+        for size in [2, 4] {
+            let outcome = of_size(b"abc".to_vec(), size).unwrap_err();
+            let Outcome::Deferred(cause) = outcome else { panic!("{outcome:?}") };
+            assert_eq!((cause.scope, cause.stage), (Scope::Message, Stage::Local));
+        }
     }
 }

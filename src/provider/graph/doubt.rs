@@ -18,7 +18,6 @@ use crate::outcome::Outcome;
 use super::answer::{self, Step};
 use super::client::{Content, segment};
 use super::delivery::{Delivery, Refusal};
-use super::is_fresh;
 use super::message::{TAG_ID, tag};
 
 /// Before each look for what was sent a moment ago: the index of a mailbox lags by seconds.
@@ -77,18 +76,30 @@ impl Delivery<'_> {
                 Found::Unknown => return refusal.outcome,
             }
         }
-        match self.draft.clone().filter(|_| is_draft) {
-            Some(path) => match self.send_it(&path).await {
-                Ok(outcome) => outcome,
-                Err(_no_better) => refusal.outcome,
-            },
-            None => refusal.outcome,
+        let Some(path) = self.draft.clone().filter(|_| is_draft) else { return refusal.outcome };
+        match self.send_it(&path).await {
+            Ok(outcome) => outcome,
+            // It left its folder after the last look.
+            Err(Refusal { status: Some(404), .. }) => {
+                self.look_again(&part).await.unwrap_or(refusal.outcome)
+            }
+            Err(_no_better) => refusal.outcome,
         }
+    }
+
+    async fn look_again(&mut self, part: &[usize]) -> Option<Outcome> {
+        for wait in LOOKS.into_iter().take(3) {
+            sleep(wait).await;
+            if let Found::Sent(outcome) = self.find(part).await {
+                return Some(outcome);
+            }
+        }
+        None
     }
 
     async fn find(&mut self, part: &[usize]) -> Found {
         let now = clock::now();
-        if self.graph.memory().blind.is_some_and(|since| is_fresh(since, now)) {
+        if self.graph.memory().is_blind(&self.route.mailbox, now) {
             return Found::Unknown;
         }
         let tag = tag(self.submission.envelope.id, part);
@@ -97,7 +108,7 @@ impl Delivery<'_> {
         );
         let path = format!("/messages?$filter={}&$select=id,isDraft&$top=5", segment(&filter));
         match self.call(Step::Find, Method::GET, &path, Content::None, Bytes::new()).await {
-            Ok(reply) => match reply.json().as_ref().and_then(seen) {
+            Ok(reply) => match reply.json::<Value>().as_ref().and_then(seen) {
                 Some(Seen::Sent) => Found::Sent(answer::found(&reply.answer)),
                 Some(Seen::Drafts(ids)) => {
                     let path = |id: &String| format!("/messages/{}", segment(id));
@@ -107,8 +118,8 @@ impl Delivery<'_> {
                 None => Found::Unknown,
             },
             Err(refusal) => {
-                if matches!(refusal.outcome, Outcome::Held(_)) {
-                    self.graph.memory().blind = Some(now);
+                if refusal.status == Some(403) {
+                    self.graph.memory().may_not_look(&self.route.mailbox, now);
                 }
                 Found::Unknown
             }

@@ -9,16 +9,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::{Method, Url};
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use crate::message::outgoing::{Message, MessageReader};
-use crate::outcome::{Cause, Outcome, Scope, Stage, unreadable};
+use crate::outcome::{Outcome, Scope, unreadable};
 
 use super::answer::{Step, Try};
 use super::client::{Call, Content, Reply, Target, segment};
-use super::delivery::{Delivery, Refusal};
+use super::delivery::{Delivery, Refusal, of_size, other_size};
 use super::message::{Attachment, Draft, Octets};
 use super::{MAX_REQUEST, is_posted};
 
@@ -36,10 +37,10 @@ impl Delivery<'_> {
     pub(super) async fn send_draft(&mut self, draft: &Draft) -> Result<Outcome, Refusal> {
         let body = Bytes::from(draft.message.clone());
         let made = self.call(Step::Create, Method::POST, "/messages", Content::Json, body).await?;
-        let made = made.json();
-        let id = made.as_ref().and_then(|made| made.get("id")?.as_str());
-        let Some(id) = id else { return Err(self.garbage(Step::Create, "a draft without an id")) };
-        let path = format!("/messages/{}", segment(id));
+        let Some(Made { id }) = made.json() else {
+            return Err(self.garbage(Step::Create, "a draft without an id"));
+        };
+        let path = format!("/messages/{}", segment(&id));
         self.draft = Some(path.clone());
         let sent = self.fill_and_send(draft, &path).await;
         if sent.as_ref().is_err_and(|refusal| !refusal.maybe_sent()) {
@@ -67,9 +68,20 @@ impl Delivery<'_> {
 
     /// Best effort: a draft that stays harms nobody.
     pub(super) async fn discard(&mut self, path: &str) {
-        let delete = self.call(Step::Find, Method::DELETE, path, Content::None, Bytes::new());
-        if timeout(DELETION, delete).await.is_err() {
+        if timeout(DELETION, self.delete(path)).await.is_err() {
             debug!("graph: a draft could not be deleted in time");
+        }
+    }
+
+    /// For good where that is known, for what is in Deleted Items is found again.
+    async fn delete(&mut self, path: &str) {
+        let for_good = format!("{path}/permanentDelete");
+        for (method, path) in [(Method::POST, for_good.as_str()), (Method::DELETE, path)] {
+            let answer = self.call(Step::Find, method, path, Content::None, Bytes::new()).await;
+            let status = answer.map_or_else(|refusal| refusal.status, |_taken| Some(200));
+            if matches!(status, Some(200..=299 | 404)) {
+                return;
+            }
         }
     }
 
@@ -111,7 +123,7 @@ impl Delivery<'_> {
             assembly.push(at, &octets);
             at += octets.len() as u64;
         }
-        let body = Bytes::from(assembly.finish());
+        let body = of_size(assembly.finish(), json.size)?;
         let path = format!("{path}/attachments");
         self.call_shortly(Step::Attach, &path, body).await?;
         Ok(())
@@ -128,7 +140,12 @@ impl Delivery<'_> {
         loop {
             let reply = self.call(step, Method::POST, path, Content::Json, body.clone()).await;
             match (reply, waits.next()) {
-                (Err(Refusal { first: Some(Try::NewDraft), .. }), Some(wait)) => sleep(wait).await,
+                (
+                    Err(Refusal { first: Some(Try::NewDraft), status: Some(404), .. }),
+                    Some(wait),
+                ) => {
+                    sleep(wait).await;
+                }
                 (reply, _) => return reply,
             }
         }
@@ -142,7 +159,7 @@ impl Delivery<'_> {
     ) -> Result<(), Refusal> {
         let path = format!("{path}/attachments/createUploadSession");
         let begun = self.call_shortly(Step::Session, &path, file.session().into()).await?;
-        let begun = begun.json();
+        let begun: Option<Value> = begun.json();
         let url = begun.as_ref().and_then(|it| member(it, "uploadUrl")?.as_str());
         let Some(url) = url.filter(|url| may_be_asked(url, &self.graph.config.graph)) else {
             return Err(
@@ -157,20 +174,19 @@ impl Delivery<'_> {
             let piece = window.take(source, next, want).await;
             let piece = piece.map_err(|error| unreadable(&error))?;
             if piece.len() as u64 != want {
-                return Err(other_size());
+                return Err(other_size().into());
             }
             let range = format!("bytes {next}-{}/{}", next + want - 1, file.size);
             let then = match self.upload_url(url, Method::PUT, Content::Range(range), piece).await {
-                // All of it is there.
-                Ok(reply) if reply.answer.status == 201 => return Ok(()),
-                Ok(reply) => reply.json().as_ref().and_then(expected).unwrap_or(next + want),
+                Ok(reply) => match progress(&reply, next + want) {
+                    Progress::Complete => return Ok(()),
+                    Progress::At(at) => at,
+                    Progress::Unknown => self.next_of(url, next + want).await?,
+                },
                 Err(refusal) if is_interruption(&refusal) && resumes < RESUMES => {
                     sleep(SHORTLY.get(resumes).copied().unwrap_or_default()).await;
-                    match self.upload_url(url, Method::GET, Content::None, Bytes::new()).await {
-                        Ok(reply) => match reply.json().as_ref().and_then(expected) {
-                            Some(at) => at,
-                            None => return Err(begin_again(refusal)),
-                        },
+                    match self.next_of(url, next + want).await {
+                        Ok(at) => at,
                         Err(_no_better) => return Err(begin_again(refusal)),
                     }
                 }
@@ -184,7 +200,18 @@ impl Delivery<'_> {
             }
             next = then;
         }
-        Ok(())
+        Err(self.garbage(Step::Range, "an upload that came to its end without 201 Created"))
+    }
+
+    /// Where a session that was sent all before `sent` says it is.
+    async fn next_of(&self, url: &str, sent: u64) -> Result<u64, Refusal> {
+        let reply = self.upload_url(url, Method::GET, Content::None, Bytes::new()).await?;
+        match progress(&reply, sent) {
+            Progress::At(at) => Ok(at),
+            Progress::Complete | Progress::Unknown => {
+                Err(self.garbage(Step::Range, "an upload session that does not say where it is"))
+            }
+        }
     }
 
     async fn upload_url(
@@ -216,12 +243,6 @@ fn begin_again(refusal: Refusal) -> Refusal {
     }
 }
 
-/// It was measured when the message was read first.
-fn other_size() -> Refusal {
-    let words = "an attachment came out with another size than before";
-    Outcome::Deferred(Cause::new(Scope::Message, Stage::Local, words)).into()
-}
-
 /// The URL of an upload session may be on any host, and is asked only where others cannot listen: in tests Graph is on
 /// this machine, and so is it.
 fn may_be_asked(url: &str, graph: &str) -> bool {
@@ -241,6 +262,36 @@ fn may_be_asked(url: &str, graph: &str) -> bool {
 /// A member of an object, whatever the case of its name: Exchange answers in either.
 fn member<'a>(json: &'a Value, name: &str) -> Option<&'a Value> {
     json.as_object()?.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, it)| it)
+}
+
+/// A draft as Graph made it.
+#[derive(Deserialize)]
+struct Made {
+    id: String,
+}
+
+/// How far an upload has come.
+#[derive(Debug, PartialEq, Eq)]
+enum Progress {
+    /// The attachment was created: all of it is there.
+    Complete,
+    At(u64),
+    Unknown,
+}
+
+fn progress(reply: &Reply, sent: u64) -> Progress {
+    match reply.answer.status {
+        201 => Progress::Complete,
+        _ => come_to(reply.json().as_ref(), sent),
+    }
+}
+
+/// A session cannot expect what lies beyond all that it was sent.
+fn come_to(session: Option<&Value>, sent: u64) -> Progress {
+    match session.and_then(expected) {
+        Some(at) if at <= sent => Progress::At(at),
+        Some(_) | None => Progress::Unknown,
+    }
 }
 
 /// Where the next range begins: of `["2097152-"]`, `["2097152"]` or `["0-99"]` the first number.
@@ -364,6 +415,20 @@ mod tests {
         check(r#"{"nextExpectedRanges":"0-"}"#, None);
         check("[]", None);
         check("{}", None);
+    }
+
+    #[test]
+    fn an_upload_is_where_it_says_and_never_beyond_what_was_sent() {
+        let check = |json: &str, come: Progress| {
+            let json: Value = serde_json::from_str(json).unwrap();
+            assert_eq!(come_to(Some(&json), 100), come, "{json}");
+        };
+        check(r#"{"nextExpectedRanges":["100-"]}"#, Progress::At(100));
+        check(r#"{"nextExpectedRanges":["0-"]}"#, Progress::At(0));
+        check(r#"{"nextExpectedRanges":["101-"]}"#, Progress::Unknown);
+        check(r#"{"nextExpectedRanges":[]}"#, Progress::Unknown);
+        check("{}", Progress::Unknown);
+        assert_eq!(come_to(None, 100), Progress::Unknown);
     }
 
     #[test]

@@ -61,8 +61,8 @@ struct Memory {
     resting: HashMap<String, Instant>,
     /// How many recipients are taken at once, where that is fewer than configured.
     full_at: Option<(usize, Instant)>,
-    /// Since when we may not look into mailboxes.
-    blind: Option<Instant>,
+    /// Mailboxes that we may not look into, and since when.
+    blind: HashMap<String, Instant>,
 }
 
 impl GraphProvider {
@@ -174,12 +174,16 @@ impl Memory {
     }
 
     fn is_no_mailbox(&mut self, address: &Mailbox, now: Instant) {
-        if self.aliases.len() >= MAX_REMEMBERED {
-            self.aliases.retain(|_, since| is_fresh(*since, now));
-        }
-        if self.aliases.len() < MAX_REMEMBERED {
-            self.aliases.insert(address.as_str().to_ascii_lowercase(), now);
-        }
+        remember(&mut self.aliases, address, now);
+    }
+
+    fn is_blind(&self, mailbox: &Mailbox, now: Instant) -> bool {
+        let since = self.blind.get(&mailbox.as_str().to_ascii_lowercase());
+        since.is_some_and(|since| is_fresh(*since, now))
+    }
+
+    fn may_not_look(&mut self, mailbox: &Mailbox, now: Instant) {
+        remember(&mut self.blind, mailbox, now);
     }
 
     /// How long a mailbox is still to be left alone.
@@ -194,6 +198,16 @@ impl Memory {
             let until = now + pause.min(REMEMBERED);
             self.resting.insert(mailbox.as_str().to_ascii_lowercase(), until);
         }
+    }
+}
+
+/// Bounded: what is too much is not remembered.
+fn remember(what: &mut HashMap<String, Instant>, address: &Mailbox, now: Instant) {
+    if what.len() >= MAX_REMEMBERED {
+        what.retain(|_, since| is_fresh(*since, now));
+    }
+    if what.len() < MAX_REMEMBERED {
+        what.insert(address.as_str().to_ascii_lowercase(), now);
     }
 }
 

@@ -18,6 +18,16 @@ fn an_alias_is_remembered_for_an_hour_whatever_its_case() {
 }
 
 #[test]
+fn one_mailbox_that_may_not_be_looked_into_hides_no_other() {
+    let now = clock::now();
+    let mut memory = Memory::default();
+    memory.may_not_look(&address("a@contoso.test"), now);
+    assert!(memory.is_blind(&address("A@contoso.test"), now));
+    assert!(!memory.is_blind(&address("b@contoso.test"), now));
+    assert!(!memory.is_blind(&address("a@contoso.test"), now + REMEMBERED));
+}
+
+#[test]
 fn what_is_remembered_is_bounded_and_makes_room() {
     let now = clock::now();
     let mut memory = Memory::default();

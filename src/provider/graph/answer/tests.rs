@@ -89,7 +89,15 @@ fn a_recipient_is_refused_alone() {
     check(400, "ErrorInvalidSmtpAddress", fails);
     check(400, "ErrorRecipientNotFound", fails);
     check(403, "ErrorInvalidRecipients", fails);
-    check(500, "ErrorInvalidRecipients", fails);
+    // Of what may have been taken nobody is told that it failed.
+    check(500, "ErrorInvalidRecipients", "deferred message send_mail lost maybe");
+    judge(
+        Case { body_out: false, ..case(Step::SendMail) },
+        500,
+        "ErrorInvalidRecipients",
+        None,
+        fails,
+    );
     check_at(
         Step::Create,
         400,
@@ -121,14 +129,29 @@ fn what_is_wrong_with_the_request_fails_the_message_and_the_extras_go_first() {
         "RequestBodyRead",
         "BadRequest",
         "invalidRequest",
-        "SomethingNew",
     ] {
         check(400, code, fails);
     }
     check(422, "BadRequest", fails);
     check_at(Step::Create, 400, "BadRequest", "failed message draft 5.6.0 +WithoutExtras");
-    check_at(Step::Attach, 400, "SomethingNew", "failed message draft 5.6.0 +WithoutExtras");
-    check_at(Step::Session, 400, "BadRequest", "failed message upload 5.6.0 +WithoutExtras");
+    check_at(Step::Send, 400, "BadRequest", "failed message send 5.6.0 +WithoutExtras");
+    // What nobody knows fails nothing at once.
+    check(400, "SomethingNew", "deferred message send_mail +WithoutExtras");
+    check_at(Step::Create, 400, "SomethingNew", "deferred message draft +WithoutExtras");
+    check_at(Step::Send, 400, "SomethingNew", "deferred message send +WithoutExtras");
+    judge(
+        case(Step::SendMail),
+        400,
+        "New",
+        Some(9.0),
+        "deferred message send_mail 9s +WithoutExtras",
+    );
+    // Of a file, another draft may help.
+    for code in ["BadRequest", "SomethingNew", ""] {
+        check_at(Step::Attach, 400, code, "deferred message draft +NewDraft");
+        check_at(Step::Session, 400, code, "deferred message upload +NewDraft");
+        check_at(Step::Range, 400, code, "deferred message upload +NewDraft");
+    }
     // A page of a proxy is no reason to fail a message.
     check(400, "", "deferred message send_mail lost");
 }
@@ -138,7 +161,8 @@ fn what_is_too_large_goes_the_other_way() {
     check(413, "", "failed message send_mail 5.3.4 +OtherWay");
     check(413, "RequestEntityTooLarge", "failed message send_mail 5.3.4 +OtherWay");
     check(400, "ErrorMessageSizeExceeded", "failed message send_mail 5.3.4 +OtherWay");
-    check(500, "ErrorMessageSizeExceeded", "failed message send_mail 5.3.4 +OtherWay");
+    check(500, "ErrorMessageSizeExceeded", "deferred message send_mail lost maybe");
+    check_at(Step::Create, 500, "ErrorMessageSizeExceeded", "failed message draft 5.3.4 +OtherWay");
     check_at(Step::Create, 413, "", "failed message draft 5.3.4 +OtherWay");
     check_at(Step::Attach, 413, "", "failed message draft 5.3.4 +OtherWay");
     check_at(Step::Range, 413, "", "failed message upload 5.3.4 +OtherWay");
@@ -185,10 +209,10 @@ fn access_is_the_accounts_affair() {
     }
     judge(case(Step::SendMail), 403, "Forbidden", Some(7.0), "held sender auth 7s");
     // The right to make drafts is another than that to send.
-    check_at(Step::Create, 403, "ErrorAccessDenied", "held sender draft");
-    check_at(Step::Attach, 403, "ErrorAccessDenied", "held sender draft");
-    check_at(Step::Session, 403, "ErrorAccessDenied", "held sender upload");
-    check_at(Step::Range, 403, "", "held sender upload");
+    check_at(Step::Create, 403, "ErrorAccessDenied", "held message draft");
+    check_at(Step::Attach, 403, "ErrorAccessDenied", "held message draft");
+    check_at(Step::Session, 403, "ErrorAccessDenied", "held message upload");
+    check_at(Step::Range, 403, "", "held message upload");
     check_at(Step::Send, 403, "ErrorAccessDenied", "held sender auth");
 }
 
@@ -281,7 +305,7 @@ fn who_asks_for_a_pause_gets_it() {
     }
     check(503, "ApplicationThrottled", "deferred sender send_mail");
     check(400, "CommandConcurrencyLimitReached", "deferred sender send_mail");
-    check(500, "ApplicationThrottled", "deferred sender send_mail maybe");
+    check(500, "ApplicationThrottled", "deferred sender send_mail");
     check(509, "", "deferred sender send_mail");
     judge(case(Step::SendMail), 509, "", Some(30.0), "deferred sender send_mail 30s");
     judge(case(Step::SendMail), 503, "", Some(30.0), "deferred sender send_mail 30s");
@@ -301,6 +325,13 @@ fn who_asks_for_a_pause_gets_it() {
 
 #[test]
 fn a_trouble_of_the_service_is_in_doubt_once_the_message_was_out() {
+    // Whatever it says of a reason, but for those that come before the message is taken.
+    for code in ["ErrorItemNotFound", "InvalidAuthenticationToken", "BadRequest", "New"] {
+        check(500, code, "deferred message send_mail lost maybe");
+        check_at(Step::Send, 502, code, "deferred message send lost maybe");
+    }
+    check(500, "ErrorAccessDenied", "held sender auth");
+    check(500, "ErrorQuotaExceeded", "held sender send_mail 3600s");
     for code in
         ["ErrorInternalServerError", "ErrorInternalServerTransientError", "UnknownError", "New", ""]
     {
@@ -359,7 +390,7 @@ fn what_only_a_person_can_mend_holds_the_provider() {
 #[test]
 fn the_deepest_known_code_decides() {
     let check = |body: &str, expected: &str| {
-        let answer = Answer::read(500, None, None, body.as_bytes());
+        let answer = Answer::read(403, None, None, body.as_bytes());
         assert_eq!(describe(&verdict(&answer, case(Step::SendMail))), expected, "{body}");
     };
     let inner = r#"{"error":{"code":"UnknownError","message":"m","innerError":{"code":"ErrorInvalidRecipients"}}}"#;
@@ -368,10 +399,7 @@ fn the_deepest_known_code_decides() {
         &inner.replace("innerError", "innererror"),
         "failed recipient send_mail 5.1.3 +FewerRecipients",
     );
-    check(
-        &inner.replace("ErrorInvalidRecipients", "Whatever"),
-        "deferred message send_mail lost maybe",
-    );
+    check(&inner.replace("ErrorInvalidRecipients", "Whatever"), "deferred message send_mail lost");
     let deep = r#"{"error":{"code":"generalException","innererror":{"code":"x","innererror":{"code":"ErrorSendAsDenied","innererror":{"code":"y"}}}}}"#;
     check(deep, "held sender send_mail");
     check(
@@ -438,6 +466,15 @@ fn a_cure_follows_the_words() {
     assert!(words(401, "").contains("tenant_id"));
     assert!(words(404, "ErrorInvalidUser").contains("provider.sender"));
     assert!(words(507, "").contains("full"));
+    let words = |step| {
+        let answer = Answer::read(403, None, None, b"");
+        match verdict(&answer, case(step)) {
+            Verdict::Refused { outcome, .. } => outcome.cause().unwrap().words.to_string(),
+            Verdict::Taken => String::new(),
+        }
+    };
+    assert!(words(Step::Create).contains("Mail.ReadWrite"));
+    assert!(words(Step::Range).contains("proxy"));
 }
 
 #[test]
@@ -488,6 +525,16 @@ fn without_an_answer_it_is_in_doubt_only_where_it_may_have_been_sent() {
     let cause = refused.cause().unwrap();
     assert_eq!((cause.scope, cause.stage), (Scope::Provider, Stage::Connect));
     assert!(!cause.maybe_sent);
+    // The host of an upload is not Graph's.
+    let fault = Fault::Unconnected("up.example.com: refused".to_owned());
+    let refused = unanswered(&fault, case(Step::Range));
+    let cause = refused.cause().unwrap();
+    assert_eq!((cause.scope, cause.stage, cause.lost), (Scope::Message, Stage::Upload, true));
+    let words = cause.words.to_string();
+    assert!(
+        words.starts_with("up.example.com: refused; ") && words.contains("firewall"),
+        "{words}"
+    );
 }
 
 #[test]
