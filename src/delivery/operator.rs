@@ -68,7 +68,7 @@ pub fn damaged(error: &SpoolError) -> String {
 
 /// Whether some recipient may have been reached without a word about it. A mark of an attempt that goes on says nothing.
 pub fn is_in_doubt(head: &Head, progress: &Progress, is_in_flight: bool) -> bool {
-    head.in_doubt || !progress.doubtful.is_empty() || !(progress.sending.is_empty() || is_in_flight)
+    head.in_doubt || progress.is_doubtful() || !(progress.sending.is_empty() || is_in_flight)
 }
 
 /// What is under way, for who shows it.
