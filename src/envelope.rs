@@ -177,6 +177,11 @@ impl Progress {
         }
     }
 
+    /// Whether some recipient that is still to be delivered to may have been reached already.
+    pub fn is_doubtful(&self) -> bool {
+        self.pending().any(|at| self.doubtful.iter().any(|doubtful| *doubtful as usize == at))
+    }
+
     /// The positions of the recipients that are still to be delivered to.
     pub fn pending(&self) -> impl Iterator<Item = usize> + '_ {
         let pending = |status: &RcptStatus| matches!(status, RcptStatus::Pending { .. });

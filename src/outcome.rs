@@ -283,7 +283,9 @@ fn account_fault(stage: Stage, reply: &Reply) -> Option<AccountFault> {
     let status =
         reply.enhanced.map(|EnhancedStatus(class, subject, detail)| (class, subject, detail));
     // Of a recipient others may speak through the remote, in words that they choose.
-    let says = |phrases| says(reply, phrases) && !says(reply, OTHERS_WORDS);
+    let is_of_recipient =
+        stage == Stage::Rcpt && matches!(reply.enhanced, Some(EnhancedStatus(_, 1, 1..=6 | 10)));
+    let says = |phrases| !is_of_recipient && says(reply, phrases) && !says(reply, OTHERS_WORDS);
     match (reply.code.get(), status) {
         (_, Some((5, 7, 60) | (5, 2, 252))) => Some(AccountFault::SendAs),
         (_, Some((5, 4, 5) | (5, 1, 90) | (5, 7, 232 | 233))) => Some(AccountFault::Quota),
@@ -295,7 +297,8 @@ fn account_fault(stage: Stage, reply: &Reply) -> Option<AccountFault> {
         (530 | 535, _) => Some(AccountFault::Access),
         (_, Some((5, 7, 30 | 57 | 64 | 501..=503 | 705 | 708 | 750))) => Some(AccountFault::Access),
         // Others mean by it that the sender's domain does not exist (RFC 3463 3.2).
-        (_, Some((5, 1, 8))) if says(&["outbound sender", "access denied"]) => {
+        // Exchange says it of an account that it has blocked; others of a sender whose domain they cannot find.
+        (_, Some((5, 1, 8))) if !says(&["domain", "resolve", "sender address rejected"]) => {
             Some(AccountFault::Access)
         }
         _ if says(ACCESS_WORDS) => Some(AccountFault::Access),
@@ -326,12 +329,38 @@ const ACCESS_WORDS: &[&str] = &["invalid credentials for relay", "client host re
 /// What stands before the words of another server, or of a policy about the recipient.
 const OTHERS_WORDS: &[&str] = &["recipient address rejected", " said: "];
 
-/// Whether the text holds one of the phrases, whatever its case and wherever its lines were broken.
+/// Whether the text holds one of the phrases, whatever its case and wherever its lines were broken. Addresses in it are
+/// passed over: who chooses one may write anything.
 fn says(reply: &Reply, phrases: &[&str]) -> bool {
     let lower = |b: &u8| if *b == b'\n' { b' ' } else { b.to_ascii_lowercase() };
-    let text: Vec<u8> = reply.text.iter().map(lower).collect();
+    let text = without_addresses(&reply.text.iter().map(lower).collect::<Vec<u8>>());
     let holds = |phrase: &&str| text.windows(phrase.len()).any(|at| at == phrase.as_bytes());
     phrases.iter().any(holds)
+}
+
+/// Without what stands in `<>` or quotes, and without words that have an `@`.
+fn without_addresses(text: &[u8]) -> Vec<u8> {
+    let mut outside = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, behind)) = rest.split_first() {
+        let end = match first {
+            b'<' => Some(b'>'),
+            b'"' => Some(b'"'),
+            _ => None,
+        };
+        match end.and_then(|end| behind.iter().position(|b| *b == end)) {
+            Some(at) => {
+                outside.push(b'@');
+                rest = behind.get(at + 1..).unwrap_or_default();
+            }
+            None => {
+                outside.push(*first);
+                rest = behind;
+            }
+        }
+    }
+    let words = outside.split(|b| *b == b' ').filter(|word| !word.contains(&b'@'));
+    words.collect::<Vec<_>>().join(&b' ')
 }
 
 /// How wide a trouble is: who waits because of it.

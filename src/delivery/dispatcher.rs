@@ -72,7 +72,8 @@ pub struct Dispatcher<S> {
     /// The notice that it takes the place of, and what that was to the schedule.
     replaced: Option<(SpoolId, Place)>,
     /// The notice of an outage that lasts: it waits for the end of it, and so for the one that tells the whole.
-    kept: Option<SpoolId>,
+    /// Like any other, it is not tried before its time.
+    kept: Option<(SpoolId, Instant)>,
     /// Queued on disk, but they cannot be read back.
     unreadable: HashSet<SpoolId>,
     requests: Requests,
@@ -195,11 +196,13 @@ impl<S: Spool> Dispatcher<S> {
             for head in heads {
                 match head.state {
                     QueueState::Queued if head.in_doubt => self.in_doubt.push(head.id),
-                    QueueState::Queued if notice == Some(head.id) => self.kept = notice,
                     QueueState::Queued => {
                         // A clock that stepped does not make mail wait longer than the schedule ever would (R73).
-                        let wait = head.due.since(wall).min(retry::longest(retry));
-                        self.schedule.push(head.id, turn(&head), now + wait);
+                        let at = now + head.due.since(wall).min(retry::longest(retry));
+                        match notice == Some(head.id) {
+                            true => self.kept = Some((head.id, at)),
+                            false => self.schedule.push(head.id, turn(&head), at),
+                        }
                     }
                     QueueState::Held => self.held += 1,
                     QueueState::Failed => {}
@@ -231,7 +234,7 @@ impl<S: Spool> Dispatcher<S> {
                 let change = self.shared.gate().idle(now);
                 self.shared.tell(change, None);
             }
-            let alone = || self.probes_by_notice().then_some(now);
+            let alone = || self.probes_by_notice();
             let next_at = self.schedule.next_at(again).or_else(alone)?;
             if next_at > now {
                 return Some(next_at);
@@ -241,7 +244,7 @@ impl<S: Spool> Dispatcher<S> {
                 Admit::Probe => Pass::Probe,
                 Admit::Wait(until) => return until,
             };
-            let kept = || self.kept.take().map(|id| (id, Turn::Again));
+            let kept = || self.kept.take().map(|(id, _)| (id, Turn::Again));
             let (id, turn) = self.schedule.pop(now, again).or_else(kept)?;
             let attempt = attempt(Arc::clone(&self.shared), Arc::clone(&provider), id, pass);
             let task = self.attempts.spawn(attempt);
@@ -255,7 +258,7 @@ impl<S: Spool> Dispatcher<S> {
     /// Puts a message back that was tried.
     fn put_back(&mut self, id: SpoolId, at: Instant) {
         match self.outage_notice() == Some(id) {
-            true => self.kept = Some(id),
+            true => self.kept = Some((id, at)),
             false => self.put_in_turn(id, at),
         }
     }
@@ -269,7 +272,7 @@ impl<S: Spool> Dispatcher<S> {
     fn put(&mut self, id: SpoolId, place: Place) {
         match place {
             Place::Due(at) => self.put_in_turn(id, at),
-            Place::Kept => self.put_back(id, clock::now()),
+            Place::Kept(at) => self.put_back(id, at),
             Place::Held => self.held += 1,
             Place::Unreadable => {
                 self.unreadable.insert(id);
@@ -354,14 +357,16 @@ impl<S: Spool> Dispatcher<S> {
                 Some(QueueState::Failed) => Ok(Place::Out),
                 Some(QueueState::Queued) => match waited.remove(&id) {
                     Some(at) => Ok(Place::Due(at)),
-                    None if self.kept == Some(id) => Ok(Place::Kept),
                     None if self.unreadable.contains(&id) => Ok(Place::Unreadable),
-                    None => Err(Answer::Busy("it was accepted this moment; try again")),
+                    None => match self.kept.filter(|(kept, _)| *kept == id) {
+                        Some((_, at)) => Ok(Place::Kept(at)),
+                        None => Err(Answer::Busy("it was accepted this moment; try again")),
+                    },
                 },
             };
             match was {
                 Ok(was) => {
-                    self.kept = self.kept.filter(|kept| *kept != id);
+                    self.kept = self.kept.filter(|(kept, _)| *kept != id);
                     self.changing.push((id, was));
                 }
                 Err(answer) => answering.answers.push((id, answer)),
@@ -399,7 +404,7 @@ impl<S: Spool> Dispatcher<S> {
                 Some(Place::Unreadable) => {
                     self.unreadable.remove(&id);
                 }
-                Some(Place::Due(_) | Place::Kept | Place::Out) | None => {}
+                Some(Place::Due(_) | Place::Kept(_) | Place::Out) | None => {}
             }
             let state = self.shared.spool.head(id).map(|head| head.state);
             self.put(id, place.agreeing_with(state, clock::now()));
@@ -424,7 +429,8 @@ impl<S: Spool> Dispatcher<S> {
     }
 
     fn queued(&self) -> usize {
-        let is_queued = |(_, was): &&(SpoolId, Place)| matches!(was, Place::Due(_) | Place::Kept);
+        let is_queued =
+            |(_, was): &&(SpoolId, Place)| matches!(was, Place::Due(_) | Place::Kept(_));
         let changing = self.changing.iter().chain(&self.replaced).filter(is_queued).count();
         self.schedule.len() + self.attempts.len() + changing + usize::from(self.kept.is_some())
     }
@@ -836,7 +842,7 @@ impl<'a, S: Spool> Round<'a, S> {
                 if outcomes.iter().any(|(_, outcome)| matches!(outcome, Outcome::Deferred(_))) {
                     self.stopped = Some(Stop::NullPath);
                 }
-                gate.unclear(self.pass, now);
+                gate.says_nothing(self.pass, now, random);
                 (Change::Unchanged, None)
             }
             (None, None) if local => {

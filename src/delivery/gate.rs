@@ -208,12 +208,7 @@ impl Gate {
         longest: Duration,
     ) -> Change {
         let asked = cause.retry_after.map(|wish| wish.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX));
-        let wait = |failed_probes: u32| {
-            let doubled = PROBE_FIRST * 2_u32.saturating_pow(failed_probes.min(16));
-            asked.unwrap_or_else(|| {
-                spread(doubled.min(longest), PROBE_JITTER, random).max(PROBE_FIRST)
-            })
-        };
+        let wait = |failed: u32| asked.unwrap_or_else(|| wait_for_probe(failed, longest, random));
         let Some(closed) = &mut self.closed else {
             let (why, until) = (cause.clone(), now + wait(0));
             self.closed = Some(Closed {
@@ -245,6 +240,22 @@ impl Gate {
             closed.until = closed.until.max(now + PROBE_FIRST);
         }
     }
+
+    /// The same, but what it was told may well be the trouble: the next probe comes later, as after one that failed.
+    pub fn says_nothing(&mut self, pass: Pass, now: Instant, random: f64) {
+        if let (Pass::Probe, Some(closed)) = (pass, &mut self.closed) {
+            closed.probing = false;
+            closed.until =
+                closed.until.max(now + wait_for_probe(closed.failed_probes, PROBE_MAX, random));
+            closed.failed_probes = closed.failed_probes.saturating_add(1);
+        }
+    }
+}
+
+/// Before the next probe, after so many that failed.
+fn wait_for_probe(failed: u32, longest: Duration, random: f64) -> Duration {
+    let doubled = PROBE_FIRST * 2_u32.saturating_pow(failed.min(16));
+    spread(doubled.min(longest), PROBE_JITTER, random).max(PROBE_FIRST)
 }
 
 #[cfg(test)]
@@ -410,6 +421,20 @@ mod tests {
         }
         assert_eq!(gate.allowance(20), 6);
         assert_eq!(gate.admit(at(9)), Admit::Freely);
+    }
+
+    #[test]
+    fn a_probe_that_was_refused_over_a_null_path_puts_the_next_one_off() {
+        let mut now = crate::clock::now();
+        let mut gate = Gate::new();
+        gate.trouble(Pass::Free, &refused(), now, 0.5);
+        for waited in [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
+            let Admit::Wait(Some(until)) = gate.admit(now) else { panic!("it waits") };
+            assert_eq!((until - now).as_secs(), waited);
+            now = until;
+            assert_eq!(gate.admit(now), Admit::Probe);
+            gate.says_nothing(Pass::Probe, now, 0.5);
+        }
     }
 
     #[test]

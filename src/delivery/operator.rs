@@ -68,7 +68,7 @@ pub fn damaged(error: &SpoolError) -> String {
 
 /// Whether some recipient may have been reached without a word about it. A mark of an attempt that goes on says nothing.
 pub fn is_in_doubt(head: &Head, progress: &Progress, is_in_flight: bool) -> bool {
-    head.in_doubt || !progress.doubtful.is_empty() || !(progress.sending.is_empty() || is_in_flight)
+    head.in_doubt || progress.is_doubtful() || !(progress.sending.is_empty() || is_in_flight)
 }
 
 /// What is under way, for who shows it.
@@ -218,8 +218,8 @@ pub(super) fn closed(gate: &Gate, now: Instant, wall: UnixMillis) -> Option<Clos
 pub(super) enum Place {
     /// Queued, and due then.
     Due(Instant),
-    /// Queued, and kept back until an outage ends.
-    Kept,
+    /// Queued, and kept back until an outage ends; not tried before then.
+    Kept(Instant),
     Held,
     /// Queued on disk, but it cannot be read back.
     Unreadable,
@@ -235,7 +235,7 @@ impl Place {
             (None | Some(QueueState::Failed), _) => Self::Out,
             (Some(QueueState::Held), _) => Self::Held,
             (Some(QueueState::Queued), Self::Due(at)) => Self::Due(at),
-            (Some(QueueState::Queued), Self::Kept) => Self::Kept,
+            (Some(QueueState::Queued), Self::Kept(at)) => Self::Kept(at),
             (Some(QueueState::Queued), Self::Unreadable) => Self::Unreadable,
             (Some(QueueState::Queued), Self::Held | Self::Out) => Self::Due(now),
         }
@@ -554,7 +554,7 @@ mod tests {
         check(later, [later, Place::Held, Place::Out, Place::Out]);
         check(Place::Held, [Place::Due(now), Place::Held, Place::Out, Place::Out]);
         check(Place::Out, [Place::Due(now), Place::Held, Place::Out, Place::Out]);
-        check(Place::Kept, [Place::Kept, Place::Held, Place::Out, Place::Out]);
+        check(Place::Kept(now), [Place::Kept(now), Place::Held, Place::Out, Place::Out]);
         check(Place::Unreadable, [Place::Unreadable, Place::Held, Place::Out, Place::Out]);
     }
 

@@ -89,6 +89,12 @@ fn every_reply_has_one_verdict() {
         (Mail, "555 parameters", PLAIN, "failed message"),
         (Mail, "553 5.1.3 bad address", NULL, "failed message null"),
         (Rcpt, "550 5.1.1 no such user", PLAIN, "failed recipient"),
+        // Who chooses an address may write anything into it.
+        (Rcpt, "550 5.1.1 <submissionquotaexceeded@b.test>: unknown", PLAIN, "failed recipient"),
+        (Rcpt, "550 <submissionquotaexceeded@b.test> unknown", PLAIN, "failed recipient"),
+        (Rcpt, "550 sendasdenied@b.test unknown", OWN, "failed recipient"),
+        (Rcpt, "550 \"client host rejected\"@b.test: relay denied", PLAIN, "failed recipient"),
+        (EndOfData, "554 <daily sending limit@b.test> unknown", PLAIN, "failed message"),
         (Rcpt, "550 no such user", PLAIN, "failed recipient"),
         (Rcpt, "554 5.7.1 relay access denied", PLAIN, "failed recipient"),
         (Rcpt, "550 5.1.1 no such user", NULL, "failed recipient"),
@@ -328,7 +334,7 @@ fn every_reply_has_one_verdict() {
             PLAIN,
             "failed recipient",
         ),
-        (Mail, "550 5.1.8 bad sender's system address", OWN, "failed message"),
+        (Mail, "550 5.1.8 bad sender's system address", OWN, "held provider"),
         // The server's own disk, and the recipient's.
         (Mail, "452 4.3.1 Insufficient system storage", PLAIN, "deferred message lost"),
         (Rcpt, "452 4.3.1 Insufficient system storage", PLAIN, "deferred recipient"),

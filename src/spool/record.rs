@@ -286,7 +286,7 @@ impl Record {
         payload.extend_from_slice(&progress.due.0.to_le_bytes());
         payload.extend_from_slice(&pending.to_le_bytes());
         payload.extend_from_slice(&progress.attempts.to_le_bytes());
-        let is_doubtful = !progress.doubtful.is_empty();
+        let is_doubtful = progress.is_doubtful();
         payload.extend_from_slice(&[is_doubtful.into(), 0]);
         payload.extend_from_slice(&wire::write_progress(progress));
         let (due, attempts) = (progress.due, progress.attempts);

@@ -71,7 +71,7 @@ impl<S: Spool> Dispatcher<S> {
         let notice = self.outage_notice();
         for id in put {
             match notice == Some(id) {
-                true => self.kept = notice,
+                true => self.kept = Some((id, clock::now())),
                 false => self.schedule.push(id, Turn::Again, clock::now()),
             }
         }
@@ -84,21 +84,22 @@ impl<S: Spool> Dispatcher<S> {
         self.shared.desk().notice().filter(|_| is_set)
     }
 
-    /// Whether the notice of an outage is to find out that the provider works: where there is nothing else to send, for
-    /// nobody would hear of the outage before there is new mail. Where the last of the mail was taken, that was the end
+    /// From when on the notice of an outage is to find out that the provider works: where there is nothing else to send,
+    /// for nobody would hear of the outage before there is new mail. Where the last of the mail was taken, that was the end
     /// of the outage, and the one that tells so follows it.
-    pub(super) fn probes_by_notice(&self) -> bool {
+    pub(super) fn probes_by_notice(&self) -> Option<Instant> {
         let is_more_left = !self.schedule.is_empty()
             || !self.attempts.is_empty()
             || !self.changing.is_empty()
             || !self.accepted.is_empty();
         if is_more_left {
-            return false;
+            return None;
         }
         if self.shared.gate().is_opening() {
             self.shared.desk().opened(clock::now(), clock::wall());
         }
-        self.kept.is_some() && !self.shared.desk().is_over()
+        let is_over = self.shared.desk().is_over();
+        self.kept.filter(|_| !is_over).map(|(_, at)| at)
     }
 
     fn is_busy(&self, id: SpoolId) -> bool {
@@ -108,9 +109,8 @@ impl<S: Spool> Dispatcher<S> {
 
     /// Takes a notice from where it is, so that nothing begins with it while another takes its place.
     fn take_out(&mut self, id: SpoolId) -> Place {
-        if self.kept == Some(id) {
-            self.kept = None;
-            return Place::Kept;
+        if let Some((_, at)) = self.kept.take_if(|(kept, _)| *kept == id) {
+            return Place::Kept(at);
         }
         if self.unreadable.remove(&id) {
             return Place::Unreadable;
@@ -142,7 +142,7 @@ impl<S: Spool> Dispatcher<S> {
         let in_flight = self.in_flight.values().map(|(id, _)| *id);
         let oldest = in_flight.chain(self.schedule.oldest()).min();
         let replaced = match self.replaced {
-            Some((_, Place::Due(_) | Place::Kept)) => 1,
+            Some((_, Place::Due(_) | Place::Kept(_))) => 1,
             Some((_, Place::Held | Place::Unreadable | Place::Out)) | None => 0,
         };
         let messages = self.queued().saturating_sub(replaced);

@@ -3,8 +3,8 @@
 mod account;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use super::*;
 use crate::envelope::{Body, Head};
@@ -616,4 +616,61 @@ async fn an_outage_does_not_count_towards_the_warning_of_a_delay() {
         assert_eq!(warned(), 1);
     };
     engine.run(&provider, play).await;
+}
+
+/// Refuses every message with the same outcome.
+struct Same {
+    outcome: Outcome,
+    tries: AtomicUsize,
+}
+
+impl Provider for Same {
+    fn limits(&self) -> Limits {
+        Limits { recipients: 100 }
+    }
+
+    fn deliver<'a>(
+        &'a self,
+        submission: &'a Submission,
+        outcomes: &'a Outcomes,
+    ) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            self.tries.fetch_add(1, SeqCst);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            for rcpt in &submission.part {
+                outcomes.settle(*rcpt, self.outcome.clone());
+            }
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
+
+/// How often a notice that waits alone is tried in the hour after a restart.
+async fn tries_of_a_lone_notice(outcome: Outcome) -> usize {
+    let (engine, provider) = (Engine::new(), Arc::new(WrongPassword::default()));
+    let play = async |hands: Hands| {
+        let (mail, _) = an_hour(&hands).await;
+        hands.ask(operator::Verb::Delete, mail).await;
+    };
+    engine.run(&provider, play).await;
+    let same = Arc::new(Same { outcome, tries: AtomicUsize::new(0) });
+    engine.run(&same, async |_: Hands| tokio::time::sleep(HOUR).await).await;
+    same.tries.load(SeqCst)
+}
+
+/// It was tried again at once, thousands of times a minute.
+#[tokio::test(start_paused = true)]
+async fn a_notice_that_is_alone_waits_between_its_tries_like_any_mail() {
+    let cause = |scope, stage| Cause::new(scope, stage, "no");
+    let blocked = cause(Scope::Provider, crate::outcome::Stage::EndOfData);
+    let lost = Cause { lost: true, ..cause(Scope::Message, crate::outcome::Stage::Data) };
+    let null_path =
+        Cause { null_path: true, ..cause(Scope::Message, crate::outcome::Stage::EndOfData) };
+    for outcome in [Outcome::Held(blocked), Outcome::Deferred(lost), Outcome::Deferred(null_path)] {
+        let tries = tries_of_a_lone_notice(outcome.clone()).await;
+        assert!((2..30).contains(&tries), "{tries} tries in an hour: {outcome:?}");
+    }
 }
