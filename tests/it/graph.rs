@@ -418,6 +418,58 @@ fn an_upload_that_breaks_is_gone_on_with() {
 }
 
 #[test]
+fn an_upload_is_complete_with_201_and_nothing_else() {
+    // In the middle the session is asked once; at the end nothing is sent.
+    for (skip, drafts) in [(0, 1), (2, 2)] {
+        let cloud = Cloud::new();
+        cloud.fault(
+            json!({ "method": "PUT", "skip": skip, "status": 200, "body": "{}", "acts": true }),
+        );
+        let gateway = cloud.setup().start();
+        let content = with_file(9_000_000);
+        Client::hello(gateway.smtp()).mail("app@example.com", &["b@example.org"], content);
+        cloud.wait(1);
+        gateway.wait_empty();
+        let made = cloud.world.requests();
+        let made = made.iter().filter(|it| it.method == "POST" && it.path.ends_with("/messages"));
+        assert_eq!((made.count(), cloud.mails().len()), (drafts, 1), "{skip}");
+        let looks = cloud.world.requests().iter().filter(|it| it.method == "GET").count();
+        assert_eq!(looks, 1, "the session is asked once: {skip}");
+        assert!(!gateway.events().iter().any(|event| event["event"] == "in_doubt"), "{skip}");
+        gateway.stop();
+    }
+}
+
+#[test]
+fn a_draft_that_may_not_be_made_holds_no_other_message() {
+    let cloud = Cloud::new();
+    cloud.fault(json!({ "method": "POST", "path": "*/messages", "status": 403, "code": "ErrorAccessDenied", "times": null }));
+    let gateway = cloud.setup().start();
+    Client::hello(gateway.smtp()).mail("app@example.com", &["b@example.org"], with_file(4_000_000));
+    let told = gateway.wait_event("held", |_| true);
+    assert!(told["words"].as_str().unwrap().contains("Mail.ReadWrite"), "{told}");
+    send(&gateway, &["b@example.org"]);
+    cloud.wait(1);
+    assert!(!gateway.events().iter().any(|event| event["event"] == "closed"));
+    gateway.stop();
+}
+
+#[test]
+fn mime_that_is_too_large_goes_as_json_where_no_draft_can_be_made() {
+    let cloud = Cloud::new();
+    cloud.rights(&["Mail.Send"], &[]);
+    cloud.fault(json!({ "path": "*/sendMail", "status": 413, "body": "" }));
+    let gateway = cloud.setup().set("provider", "format = \"mime\"").start();
+    send(&gateway, &["b@example.org"]);
+    cloud.wait(1);
+    gateway.wait_empty();
+    let asked = cloud.asked("/sendMail");
+    let forms: Vec<_> = asked.iter().map(|it| it.headers["content-type"].as_str()).collect();
+    assert_eq!(forms, ["text/plain", "application/json"]);
+    gateway.stop();
+}
+
+#[test]
 fn a_draft_that_fails_is_deleted_and_begun_again() {
     let cloud = Cloud::new();
     cloud.fault(
