@@ -491,6 +491,18 @@ mod tests {
     }
 
     #[test]
+    fn a_doubt_that_is_settled_counts_no_more() {
+        let delivered = RcptStatus::Delivered(Receipt::new("250 ok"));
+        let pending = RcptStatus::Pending { last: None };
+        let fresh = Progress::new(UnixMillis(0), 2);
+        for (first, is_doubtful) in [(pending, true), (delivered, false)] {
+            let rcpts = vec![first, RcptStatus::Pending { last: None }];
+            let progress = Progress { rcpts, doubtful: vec![0], ..fresh.clone() };
+            assert_eq!(progress.is_doubtful(), is_doubtful, "{progress:?}");
+        }
+    }
+
+    #[test]
     fn what_failed_begins_anew_and_what_was_delivered_stays_so() {
         let delivered = RcptStatus::Delivered(Receipt::new("250 ok"));
         let before = Progress {

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -17,6 +17,8 @@ use crate::clock;
 const FLUSH_EVERY: Duration = Duration::from_millis(100);
 /// Before a pipe that was full is tried again.
 const FULL_PIPE: Duration = Duration::from_millis(10);
+/// How long a pipe that stays full is tried at the end.
+const LAST_WAIT: Duration = Duration::from_secs(2);
 /// Octets that are gathered before they are written.
 const BUFFER: usize = 64 * 1024;
 /// Octets that wait for the thread. Beyond them (whoever reads the log is stuck) lines are dropped: mail goes on.
@@ -101,7 +103,7 @@ impl Lines {
             let (tell, is_ended) = (mem::take(&mut waiting.tell), waiting.is_ended);
             let has_dropped = mem::take(&mut waiting.has_dropped);
             drop(waiting);
-            let left = write_out(&mut out, &text);
+            let left = write_out(&mut out, &text, || self.waiting().is_ended);
             lost(left.iter().filter(|octet| **octet == b'\n').count() as u64);
             let is_written = left.is_empty() && !has_dropped;
             text.clear();
@@ -123,15 +125,22 @@ impl Lines {
 }
 
 /// Writes `text`, and returns what could not be: nothing where all went well. A pipe that whoever shares it has made
-/// non-blocking is waited for like any other.
-fn write_out<'a>(out: &mut impl Write, text: &'a [u8]) -> &'a [u8] {
+/// non-blocking is waited for like any other, but not for ever once `is_ended`.
+fn write_out<'a>(out: &mut impl Write, text: &'a [u8], is_ended: impl Fn() -> bool) -> &'a [u8] {
     let mut left = text;
+    let mut deadline: Option<Instant> = None;
     while !left.is_empty() {
         match out.write(left) {
             Ok(0) => break,
             Ok(written) => left = left.get(written..).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if is_ended() {
+                    let now = clock::now();
+                    if now >= *deadline.get_or_insert(now + LAST_WAIT) {
+                        break;
+                    }
+                }
                 std::thread::park_timeout(FULL_PIPE);
             }
             // Nobody is left to tell when standard error is gone.
@@ -163,7 +172,7 @@ impl Drop for Guard {
     fn drop(&mut self) {
         self.lines.waiting().is_ended = true;
         self.lines.changed.notify_one();
-        // Where standard error is stuck, so is the exit, for as long.
+        // Where a write blocks, so does the exit, for as long.
         if let Some(thread) = self.thread.take() {
             drop(thread.join());
         }
@@ -216,10 +225,32 @@ mod tests {
     #[test]
     fn a_pipe_that_is_full_is_waited_for_and_what_a_broken_one_left_is_lost() {
         let mut pipe = Pipe { at_once: 4, room: 100, is_full: false, taken: Vec::new() };
-        assert_eq!(write_out(&mut pipe, b"one\ntwo\nthree\n"), b"");
+        assert_eq!(write_out(&mut pipe, b"one\ntwo\nthree\n", || true), b"");
         assert_eq!(pipe.taken, b"one\ntwo\nthree\n");
         pipe.room = 6;
-        assert_eq!(write_out(&mut pipe, b"four\nfive\nsix\n"), b"ive\nsix\n");
+        assert_eq!(write_out(&mut pipe, b"four\nfive\nsix\n", || false), b"ive\nsix\n");
+    }
+
+    struct Stuck;
+
+    impl Write for Stuck {
+        fn write(&mut self, _octets: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_pipe_that_stays_full_does_not_keep_the_end_waiting() {
+        let lines = Lines::default();
+        lines.push(b"one\ntwo\n");
+        lines.waiting().is_ended = true;
+        let lost = std::cell::Cell::new(0);
+        lines.write(Stuck, |n| lost.set(lost.get() + n));
+        assert_eq!(lost.get(), 2);
     }
 
     #[test]

@@ -140,6 +140,8 @@ fn a_message_that_graph_will_not_have_fails_alone() {
     check(code(400, "ErrorInvalidRecipients"), Comes::Fails, "400 ErrorInvalidRecipients: A fault");
     check(code(400, "ErrorMimeContentInvalid"), Comes::Fails, "ErrorMimeContentInvalid");
     check(code(400, "InvalidInternetMessageHeader"), Comes::Fails, "InvalidInternetMessageHeader");
+    let many = "InvalidInternetMessageHeaderCollection";
+    check(code(400, many), Comes::Fails, many);
     check(code(400, "RequestBodyRead"), Comes::Fails, "RequestBodyRead");
     check(code(400, "ErrorInvalidSmtpAddress"), Comes::Fails, "ErrorInvalidSmtpAddress");
     check(code(400, "ErrorMessageSizeExceeded"), Comes::Fails, "ErrorMessageSizeExceeded");
@@ -157,6 +159,13 @@ fn what_is_the_accounts_affair_holds_the_queue() {
     check(code(507, "ErrorQuotaExceeded"), Comes::Closed, "the mailbox is full");
     check(code(404, "ErrorInvalidUser"), Comes::Closed, "provider.sender");
     check(code(404, "MailboxNotEnabledForRESTAPI"), Comes::Closed, "MailboxNotEnabledForRESTAPI");
+    check(code(404, "ResourceNotFound"), Comes::Closed, "ResourceNotFound");
+    check(code(404, "ErrorNonExistentMailbox"), Comes::Closed, "ErrorNonExistentMailbox");
+    check(code(403, "Forbidden"), Comes::Closed, "Forbidden");
+    let hourly = "ErrorExceededHourlyMessageLimit";
+    check(code(429, hourly), Comes::Closed, hourly);
+    // The From is the mailbox itself.
+    check(code(403, "ErrorSendAsDenied"), Comes::Closed, "ErrorSendAsDenied");
 }
 
 #[test]
@@ -174,6 +183,11 @@ fn what_passes_is_tried_again() {
     }
     check(code(503, "ErrorServerBusy").take_once(), Comes::Again, "503 ErrorServerBusy");
     check(code(429, "TooManyRequests").take_once(), Comes::Again, "429 TooManyRequests");
+    check(code(429, "ApplicationThrottled").take_once(), Comes::Again, "ApplicationThrottled");
+    check(code(429, "activityLimitReached").take_once(), Comes::Again, "activityLimitReached");
+    let (store, moved) = ("ErrorMailboxStoreUnavailable", "ErrorMailboxMoveInProgress");
+    check(code(503, store).take_once(), Comes::Again, store);
+    check(code(503, moved).take_once(), Comes::Again, moved);
     check(json!({ "status": 400, "body": "<html>" }), Comes::Again, "400");
     // Nothing of it was read, so nothing was sent.
     check(json!({ "status": 509, "body": "" }), Comes::Again, "509");

@@ -3,8 +3,8 @@
 mod account;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use super::*;
 use crate::envelope::{Body, Head};
@@ -618,36 +618,6 @@ async fn an_outage_does_not_count_towards_the_warning_of_a_delay() {
     engine.run(&provider, play).await;
 }
 
-/// Refuses every message with the same outcome.
-struct Same {
-    outcome: Outcome,
-    tries: AtomicUsize,
-}
-
-impl Provider for Same {
-    fn limits(&self) -> Limits {
-        Limits { recipients: 100 }
-    }
-
-    fn deliver<'a>(
-        &'a self,
-        submission: &'a Submission,
-        outcomes: &'a Outcomes,
-    ) -> BoxFuture<'a, ()> {
-        Box::pin(async move {
-            self.tries.fetch_add(1, SeqCst);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            for rcpt in &submission.part {
-                outcomes.settle(*rcpt, self.outcome.clone());
-            }
-        })
-    }
-
-    fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {})
-    }
-}
-
 /// How often a notice that waits alone is tried in the hour after a restart.
 async fn tries_of_a_lone_notice(outcome: Outcome) -> usize {
     let (engine, provider) = (Engine::new(), Arc::new(WrongPassword::default()));
@@ -656,9 +626,9 @@ async fn tries_of_a_lone_notice(outcome: Outcome) -> usize {
         hands.ask(operator::Verb::Delete, mail).await;
     };
     engine.run(&provider, play).await;
-    let same = Arc::new(Same { outcome, tries: AtomicUsize::new(0) });
+    let same = account::Account::new(move |_| outcome.clone());
     engine.run(&same, async |_: Hands| tokio::time::sleep(HOUR).await).await;
-    same.tries.load(SeqCst)
+    same.tries()
 }
 
 /// It was tried again at once, thousands of times a minute.

@@ -5,10 +5,9 @@ use std::sync::atomic::AtomicUsize;
 use super::*;
 use crate::smtp::reply::Reply;
 
-/// Refuses whatever comes, by the table of verdicts, until somebody mends the account.
-struct Account {
-    stage: crate::outcome::Stage,
-    refusal: (u16, (u8, u16, u16), &'static str),
+/// Refuses whatever comes until somebody mends the account.
+pub(super) struct Account {
+    refuse: Box<dyn Fn(&Submission) -> Outcome + Send + Sync>,
     mended: AtomicBool,
     tries: AtomicUsize,
     /// What was taken: kind, id, and the content.
@@ -16,30 +15,34 @@ struct Account {
 }
 
 impl Account {
-    fn refusing(
-        stage: crate::outcome::Stage,
-        refusal: (u16, (u8, u16, u16), &'static str),
+    pub(super) fn new(
+        refuse: impl Fn(&Submission) -> Outcome + Send + Sync + 'static,
     ) -> Arc<Self> {
         let (mended, tries, taken) = Default::default();
-        Arc::new(Self { stage, refusal, mended, tries, taken })
+        Arc::new(Self { refuse: Box::new(refuse), mended, tries, taken })
+    }
+
+    /// By the table of verdicts.
+    fn refusing(
+        stage: crate::outcome::Stage,
+        (code, status, text): (u16, (u8, u16, u16), &'static str),
+    ) -> Arc<Self> {
+        Self::new(move |submission| {
+            let case = crate::outcome::Case {
+                null_reverse_path: submission.reverse_path == ReversePath::Null,
+                from_is_lane: false,
+                reverse_path_is_lane: false,
+            };
+            crate::outcome::verdict(stage, &Reply::new(code, status, text), case)
+        })
     }
 
     fn mend(&self) {
         self.mended.store(true, SeqCst);
     }
 
-    fn tries(&self) -> usize {
+    pub(super) fn tries(&self) -> usize {
         self.tries.load(SeqCst)
-    }
-
-    fn refuse(&self, submission: &Submission) -> Outcome {
-        let (code, status, text) = self.refusal;
-        let case = crate::outcome::Case {
-            null_reverse_path: submission.reverse_path == ReversePath::Null,
-            from_is_lane: false,
-            reverse_path_is_lane: false,
-        };
-        crate::outcome::verdict(self.stage, &Reply::new(code, status, text), case)
     }
 }
 
@@ -66,7 +69,7 @@ impl Provider for Account {
             for rcpt in &submission.part {
                 let outcome = match mended {
                     true => Outcome::Delivered(Receipt::new("250 ok")),
-                    false => self.refuse(submission),
+                    false => (self.refuse)(submission),
                 };
                 outcomes.settle(*rcpt, outcome);
             }
