@@ -164,8 +164,23 @@ fn what_is_the_accounts_affair_holds_the_queue() {
     check(code(403, "Forbidden"), Comes::Closed, "Forbidden");
     let hourly = "ErrorExceededHourlyMessageLimit";
     check(code(429, hourly), Comes::Closed, hourly);
-    // The From is the mailbox itself.
-    check(code(403, "ErrorSendAsDenied"), Comes::Closed, "ErrorSendAsDenied");
+}
+
+/// One message may be the reason itself, though its From is the mailbox: two are the mailbox's affair.
+#[test]
+fn a_mailbox_that_may_not_send_as_itself_holds_the_queue_from_the_second_message_on() {
+    let cloud = Cloud::new();
+    cloud.fault(code(403, "ErrorSendAsDenied"));
+    let gateway = cloud.setup().start();
+    for _ in 0..2 {
+        send(&gateway, &["b@example.org"]);
+    }
+    let told = gateway.wait_event("closed", |_| true);
+    assert!(told["words"].as_str().unwrap().contains("403 ErrorSendAsDenied"), "{told}");
+    assert_eq!(cloud.mails().len(), 0);
+    assert_eq!(gateway.metric("mailsluice_recipients_total{outcome=\"failed\"}"), 0.0);
+    assert_eq!(gateway.metric("mailsluice_queue_messages{state=\"queued\"}"), 2.0);
+    gateway.stop();
 }
 
 #[test]
