@@ -77,7 +77,7 @@
 //! | `delivery::retry` | pure, `envelope`, `outcome`, `config` |
 //! | `delivery::gate` | pure, `envelope`, `outcome`, `delivery::retry` |
 //! | `delivery::operator` | `smtp::reply`, `envelope`, `outcome`, `spool`, `delivery::gate`, `telemetry` |
-//! | `delivery::reports` | pure, `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `message`, `config` |
+//! | `delivery::reports` | pure, `smtp::address`, `smtp::params`, `smtp::reply`, `envelope`, `outcome`, `message`, `delivery::gate`, `config` |
 //! | `delivery::dispatcher` | `smtp::address`, `smtp::reply`, `envelope`, `outcome`, `message`, `policy`, `spool`, `provider`, `delivery`, `config`, `telemetry` |
 //! | `spool` | `envelope`, `outcome`, `smtp::address`, `smtp::params`, `smtp::reply`, `config` |
 //! | `listener` | `smtp`, `envelope`, `outcome`, `message`, `policy`, `spool`, `config` |

@@ -165,6 +165,9 @@ pub fn verdict(stage: Stage, reply: &Reply, case: Case) -> Outcome {
         ReplyClass::Permanent => true,
     };
     if let Some(pause) = wants_less(reply) {
+        if case.null_reverse_path && !before_mail {
+            return Outcome::Deferred(Cause { null_path: true, ..cause(Scope::Message) });
+        }
         let cause = Cause { retry_after: Some(pause), busy: true, ..cause(Scope::Sender) };
         return Outcome::Held(cause);
     }
@@ -200,7 +203,9 @@ pub fn verdict(stage: Stage, reply: &Reply, case: Case) -> Outcome {
             Outcome::Deferred(cause(Scope::Recipient))
         }
         true => {
-            let null_path = case.null_reverse_path && stage == Stage::Mail;
+            // Some tell only at RCPT, or at the dot, that they do not take the sender.
+            let null_path =
+                case.null_reverse_path && (stage == Stage::Mail || refuses_sender(reply));
             Outcome::Failed(Cause { null_path, ..cause(narrow) })
         }
         // 421 is about the connection, whichever recipient it met.
@@ -296,14 +301,25 @@ fn account_fault(stage: Stage, reply: &Reply) -> Option<AccountFault> {
         _ if says(REVERSE_PATH_WORDS) => Some(AccountFault::ReversePath),
         (530 | 535, _) => Some(AccountFault::Access),
         (_, Some((5, 7, 30 | 57 | 64 | 501..=503 | 705 | 708 | 750))) => Some(AccountFault::Access),
-        // Others mean by it that the sender's domain does not exist (RFC 3463 3.2).
-        // Exchange says it of an account that it has blocked; others of a sender whose domain they cannot find.
-        (_, Some((5, 1, 8))) if !says(&["domain", "resolve", "sender address rejected"]) => {
+        // Exchange says it of an account that it has blocked, others of a sender whose domain they cannot find (RFC 3463
+        // 3.2).
+        (_, Some((5, 1, 8))) if !self::says(reply, OTHERS_WORDS) && !speaks_of_domain(reply) => {
             Some(AccountFault::Access)
         }
         _ if says(ACCESS_WORDS) => Some(AccountFault::Access),
         _ => None,
     }
+}
+
+/// Whether a 5.1.8 means what RFC 3463 3.2 has it mean.
+fn speaks_of_domain(reply: &Reply) -> bool {
+    says(reply, &["domain", "resolv", "system address", "sender address rejected"])
+}
+
+/// Whether the sender is what is refused, whatever was asked.
+fn refuses_sender(reply: &Reply) -> bool {
+    matches!(reply.enhanced, Some(EnhancedStatus(_, 1, 8)))
+        || says(reply, &["sender address rejected"])
 }
 
 /// What is said of a quota of the sender, in lower case. "Quota exceeded" alone would take in recipients' mailboxes.
@@ -338,20 +354,20 @@ fn says(reply: &Reply, phrases: &[&str]) -> bool {
     phrases.iter().any(holds)
 }
 
-/// Without what stands in `<>` or quotes, and without words that have an `@`.
+/// Without paths in `<>`, and without words that have an `@`, be their local part quoted or not.
 fn without_addresses(text: &[u8]) -> Vec<u8> {
     let mut outside = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((first, behind)) = rest.split_first() {
         let end = match first {
-            b'<' => Some(b'>'),
-            b'"' => Some(b'"'),
+            b'<' => end_of_path(behind),
+            b'"' => end_of_quoted(behind).filter(|end| behind.get(*end) == Some(&b'@')),
             _ => None,
         };
-        match end.and_then(|end| behind.iter().position(|b| *b == end)) {
-            Some(at) => {
+        match end {
+            Some(end) => {
                 outside.push(b'@');
-                rest = behind.get(at + 1..).unwrap_or_default();
+                rest = behind.get(end..).unwrap_or_default();
             }
             None => {
                 outside.push(*first);
@@ -361,6 +377,30 @@ fn without_addresses(text: &[u8]) -> Vec<u8> {
     }
     let words = outside.split(|b| *b == b' ').filter(|word| !word.contains(&b'@'));
     words.collect::<Vec<_>>().join(&b' ')
+}
+
+/// Behind the `>` of the path that `text` begins with: one in a quoted local part is not its end.
+fn end_of_path(text: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        at += match text.get(at)? {
+            b'>' => return Some(at + 1),
+            b'"' => 1 + end_of_quoted(text.get(at + 1..)?)?,
+            _ => 1,
+        };
+    }
+}
+
+/// Behind the closing quote of the string that `text` begins within (RFC 5321 4.1.2).
+fn end_of_quoted(text: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        at += match text.get(at)? {
+            b'"' => return Some(at + 1),
+            b'\\' => 2,
+            _ => 1,
+        };
+    }
 }
 
 /// How wide a trouble is: who waits because of it.

@@ -13,7 +13,7 @@ use crate::config::{Pattern, SenderPolicy};
 use crate::envelope::{Body, Envelope};
 use crate::message::header::{Facts, MAX_VALUE};
 use crate::message::outgoing::Message;
-use crate::message::rewrite::{From, Rules, all_may_stand, display_name, find_other, same};
+use crate::message::rewrite::{From, Rules, all_may_stand, display_name, find_other};
 use crate::smtp::address::{Mailbox, ReversePath};
 use crate::smtp::reply::{self, Reply};
 
@@ -127,7 +127,7 @@ impl Policy {
     }
 
     fn may_stand(&self, sender: &Mailbox, mailbox: &Mailbox) -> bool {
-        same(mailbox, sender) || self.allowed.iter().any(|pattern| pattern.matches(mailbox))
+        mailbox.is_same(sender) || self.allowed.iter().any(|pattern| pattern.matches(mailbox))
     }
 }
 

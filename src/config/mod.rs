@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::smtp::address::{Domain, Mailbox};
+use crate::smtp::address::{Charset, Domain, Mailbox};
 use crate::smtp::data::BareNewline;
 
 pub use certificates::{Pair, not_after, pair, roots};
@@ -152,17 +152,11 @@ impl SmtpProvider {
         login.or_else(|| self.sender.as_ref().map(Mailbox::as_str))
     }
 
-    /// Whether the author is the account itself, as it logs in or as its sender is named. Upper and lower case are one
-    /// to the servers that judge by it.
+    /// Whether the author is the account itself, as it logs in or as its sender is named.
     pub fn is_own(&self, author: Option<&Mailbox>) -> bool {
-        let names = [
-            self.login.as_ref().map(|login| login.username.as_str()),
-            self.sender.as_ref().map(Mailbox::as_str),
-        ];
-        let is = |author: &Mailbox| {
-            names.into_iter().flatten().any(|name| name.eq_ignore_ascii_case(author.as_str()))
-        };
-        author.is_some_and(is)
+        let login = self.login.as_ref().map(|login| Mailbox::parse(&login.username, Charset::Utf8));
+        let names = [login.and_then(Result::ok), self.sender.clone()];
+        author.is_some_and(|author| names.iter().flatten().any(|name| name.is_same(author)))
     }
 }
 

@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use crate::clock;
 use crate::config::{InDoubt, Retry};
-use crate::delivery::gate::{Admit, Change, Gate, Pass};
+use crate::delivery::gate::{self, Admit, Change, Gate, Pass};
 use crate::delivery::operator::{
     self, Answer, Look, Obstacle, Place, Request, Requests, Subject, Work,
 };
@@ -466,7 +466,7 @@ impl<S: Spool> Dispatcher<S> {
     }
 }
 
-impl<S> Shared<S> {
+impl<S: Spool> Shared<S> {
     fn gate(&self) -> MutexGuard<'_, Gate> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -850,10 +850,11 @@ impl<'a, S: Spool> Round<'a, S> {
                 (Change::Unchanged, None)
             }
             (None, None) => {
-                let change = gate.answered(self.pass, now);
+                let answer = if passed { gate::Answer::Taken } else { gate::Answer::Spoken };
+                let change = gate.answered(self.pass, answer, now);
                 // Of a trouble of a former run this one knows by its notice alone.
                 if gate.closed().is_none() {
-                    self.shared.desk().opened(now, clock::wall());
+                    self.shared.desk().answered(answer, now, clock::wall());
                 }
                 (change, None)
             }

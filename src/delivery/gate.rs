@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::delivery::retry::spread;
 use crate::envelope::SpoolId;
-use crate::outcome::{Cause, Scope};
+use crate::outcome::{Cause, Scope, Stage};
 
 /// First and longest time between probes.
 const PROBE_FIRST: Duration = Duration::from_secs(1);
@@ -44,6 +44,8 @@ struct Closed {
     until: Instant,
     failed_probes: u32,
     passed_probes: u8,
+    /// One of them was taken, or got further than where the trouble was: enough where there is no other.
+    is_proven: bool,
     probing: bool,
 }
 
@@ -67,11 +69,27 @@ pub enum Change {
     Opened(Duration),
 }
 
+/// What the provider made of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It took it, for one recipient at least.
+    Taken,
+    /// It had something to say about it.
+    Spoken,
+}
+
 /// How an attempt began, as [`Gate::admit`] said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
     Free,
     Probe,
+}
+
+impl Closed {
+    fn forget_passed(&mut self) {
+        self.passed_probes = 0;
+        self.is_proven = false;
+    }
 }
 
 impl Gate {
@@ -87,11 +105,6 @@ impl Gate {
     /// Since when it is closed.
     pub fn closed_since(&self) -> Option<Instant> {
         self.closed.as_ref().map(|closed| closed.since)
-    }
-
-    /// Whether it is closed, and the last probe was answered.
-    pub fn is_opening(&self) -> bool {
-        self.closed.as_ref().is_some_and(|closed| closed.passed_probes > 0)
     }
 
     /// How many attempts may be under way, of the `most` that are configured.
@@ -132,7 +145,7 @@ impl Gate {
     }
 
     /// The provider spoke about the message: it works.
-    pub fn answered(&mut self, pass: Pass, now: Instant) -> Change {
+    pub fn answered(&mut self, pass: Pass, answer: Answer, now: Instant) -> Change {
         self.suspect = None;
         self.last_answer = Some(now);
         self.answers += 1;
@@ -151,6 +164,7 @@ impl Gate {
         closed.until = now;
         closed.failed_probes = 0;
         closed.passed_probes += 1;
+        closed.is_proven |= answer == Answer::Taken || closed.why.stage < Stage::Mail;
         if closed.passed_probes < PROBES_TO_OPEN {
             return Change::Unchanged;
         }
@@ -161,7 +175,7 @@ impl Gate {
     /// there is mail again, however long that is.
     pub fn idle(&mut self, now: Instant) -> Change {
         match &self.closed {
-            Some(closed) if closed.passed_probes > 0 && !closed.probing => self.open(now),
+            Some(closed) if closed.is_proven && !closed.probing => self.open(now),
             Some(_) | None => Change::Unchanged,
         }
     }
@@ -217,13 +231,14 @@ impl Gate {
                 until,
                 failed_probes: 1,
                 passed_probes: 0,
+                is_proven: false,
                 probing: false,
             });
             return Change::Closed;
         };
         if pass == Pass::Probe {
             closed.probing = false;
-            closed.passed_probes = 0;
+            closed.forget_passed();
             closed.until = now + wait(closed.failed_probes);
             closed.failed_probes = closed.failed_probes.saturating_add(1);
             closed.why = cause.clone();
@@ -245,6 +260,7 @@ impl Gate {
     pub fn says_nothing(&mut self, pass: Pass, now: Instant, random: f64) {
         if let (Pass::Probe, Some(closed)) = (pass, &mut self.closed) {
             closed.probing = false;
+            closed.forget_passed();
             closed.until =
                 closed.until.max(now + wait_for_probe(closed.failed_probes, PROBE_MAX, random));
             closed.failed_probes = closed.failed_probes.saturating_add(1);
@@ -312,15 +328,13 @@ mod tests {
         let at = now + PROBE_FIRST;
         assert_eq!(gate.admit(at), Admit::Probe);
         assert_eq!(
-            gate.answered(Pass::Free, at),
+            gate.answered(Pass::Free, Answer::Taken, at),
             Change::Unchanged,
             "an attempt from before proves nothing"
         );
-        assert!(!gate.is_opening());
-        assert_eq!(gate.answered(Pass::Probe, at), Change::Unchanged);
-        assert!(gate.is_opening());
+        assert_eq!(gate.answered(Pass::Probe, Answer::Taken, at), Change::Unchanged);
         assert_eq!(gate.admit(at), Admit::Probe, "the second follows at once");
-        assert_eq!(gate.answered(Pass::Probe, at), Change::Opened(PROBE_FIRST));
+        assert_eq!(gate.answered(Pass::Probe, Answer::Taken, at), Change::Opened(PROBE_FIRST));
         assert_eq!(gate.admit(at), Admit::Freely);
     }
 
@@ -342,7 +356,7 @@ mod tests {
         for _ in 0..5 {
             assert_eq!(gate.suspect(Pass::Free, A, &refused(), now, 0.5), Change::Unchanged);
         }
-        gate.answered(Pass::Free, now);
+        gate.answered(Pass::Free, Answer::Taken, now);
         assert_eq!(
             gate.suspect(Pass::Free, B, &refused(), now, 0.5),
             Change::Unchanged,
@@ -392,7 +406,7 @@ mod tests {
         assert_eq!(gate.idle(now), Change::Unchanged, "nothing has passed");
         let at = now + PROBE_FIRST;
         assert_eq!(gate.admit(at), Admit::Probe);
-        gate.answered(Pass::Probe, at);
+        gate.answered(Pass::Probe, Answer::Taken, at);
         assert_eq!(gate.admit(at), Admit::Probe);
         assert_eq!(gate.idle(at), Change::Unchanged, "the second is under way");
         gate.unclear(Pass::Probe, at);
@@ -401,23 +415,54 @@ mod tests {
     }
 
     #[test]
+    fn alone_a_probe_opens_it_only_where_it_got_behind_the_trouble() {
+        let now = crate::clock::now();
+        for (stage, answer, opens) in [
+            (Stage::Auth, Answer::Spoken, true),
+            (Stage::EndOfData, Answer::Spoken, false),
+            (Stage::EndOfData, Answer::Taken, true),
+        ] {
+            let mut gate = Gate::new();
+            let cause = Cause::new(Scope::Provider, stage, "no");
+            gate.trouble(Pass::Free, &cause, now, 0.5);
+            let at = now + PROBE_FIRST;
+            assert_eq!(gate.admit(at), Admit::Probe);
+            gate.answered(Pass::Probe, answer, at);
+            assert_eq!(gate.idle(at) != Change::Unchanged, opens, "{stage:?} {answer:?}");
+        }
+    }
+
+    #[test]
+    fn a_probe_that_passed_counts_no_more_after_one_that_was_refused_over_a_null_path() {
+        let now = crate::clock::now();
+        let mut gate = Gate::new();
+        gate.trouble(Pass::Free, &refused(), now, 0.5);
+        let at = now + PROBE_FIRST;
+        assert_eq!(gate.admit(at), Admit::Probe);
+        gate.answered(Pass::Probe, Answer::Taken, at);
+        assert_eq!(gate.admit(at), Admit::Probe);
+        gate.says_nothing(Pass::Probe, at, 0.5);
+        assert_eq!(gate.idle(at), Change::Unchanged);
+    }
+
+    #[test]
     fn a_provider_without_a_connection_to_spare_gets_fewer_and_slowly_more() {
         let began = crate::clock::now();
         let at = |ms| began + Duration::from_millis(ms);
         let mut gate = Gate::new();
         assert!(!gate.busy(Pass::Free, 20, began, at(1)), "nobody was ever answered: it is down");
-        gate.answered(Pass::Free, at(2));
+        gate.answered(Pass::Free, Answer::Taken, at(2));
         assert!(!gate.busy(Pass::Free, 20, at(1_003), at(1_004)), "nobody was answered for long");
         assert_eq!(gate.allowance(20), 20);
         for _ in 0..15 {
             assert!(gate.busy(Pass::Free, 20, began, at(5)));
         }
         assert_eq!(gate.allowance(20), 10, "those that began together lower it once");
-        gate.answered(Pass::Free, at(7));
+        gate.answered(Pass::Free, Answer::Taken, at(7));
         assert!(gate.busy(Pass::Free, 20, at(6), at(8)));
         assert_eq!(gate.allowance(20), 5);
         for _ in 0..20 {
-            gate.answered(Pass::Free, at(9));
+            gate.answered(Pass::Free, Answer::Taken, at(9));
         }
         assert_eq!(gate.allowance(20), 6);
         assert_eq!(gate.admit(at(9)), Admit::Freely);

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Bounce, BounceTo};
+use crate::delivery::gate::Answer;
 use crate::envelope::{
     Client, Envelope, Kind, Priority, Progress, Rcpt, RcptStatus, SpoolId, UnixMillis,
 };
@@ -293,6 +294,8 @@ pub struct Desk {
     outage: Option<Outage>,
     /// The outage that is over, and when that was: its last notice is due.
     over: Option<(Outage, UnixMillis)>,
+    /// That of which it was told last that it is over, with the letter that tells it.
+    told_over: Option<Outage>,
     /// Put into the spool and not yet into the schedule.
     put: Vec<SpoolId>,
 }
@@ -390,7 +393,8 @@ impl Desk {
         digest.half = digest.listed.back().is_some_and(|(key, _)| key.starts_with(HALVES[1]));
         let outage = note(OUTAGE).and_then(|it| Outage::read(&it, now, wall));
         let (failures, delays, relays) = (None, None, None);
-        Self { failures, delays, relays, digest, outage, over: None, put: Vec::new() }
+        let (over, told_over, put) = Default::default();
+        Self { failures, delays, relays, digest, outage, over, told_over, put }
     }
 
     fn hour(&mut self, gist: Gist) -> &mut Hour {
@@ -454,9 +458,24 @@ impl Desk {
         }
     }
 
-    /// The provider takes no mail, for that reason; told again, the words are the newer ones.
-    pub fn closed(&mut self, bounce: &Bounce, cause: &Cause, now: Instant, wall: UnixMillis) {
+    /// The provider takes no mail, for that reason; told again, the words are the newer ones. Where nobody has heard yet
+    /// that the last outage is over, since that letter still is in the spool, it was not: it goes on.
+    pub fn closed(
+        &mut self,
+        bounce: &Bounce,
+        cause: &Cause,
+        is_there: impl Fn(SpoolId) -> bool,
+        now: Instant,
+        wall: UnixMillis,
+    ) {
         let words = cause.words.to_string().chars().take(MAX_LINE).collect();
+        if self.outage.is_none() {
+            let told = self.told_over.take();
+            let told = told.filter(|outage| outage.last.is_some_and(|(id, _)| is_there(id)));
+            let due = now + bounce.delay_warning_after.min(BLIP);
+            let last = self.over.take().map(|(outage, _)| outage).or(told);
+            self.outage = last.map(|outage| Outage { due, ..outage });
+        }
         match &mut self.outage {
             Some(outage) => {
                 outage.words = words;
@@ -476,6 +495,15 @@ impl Desk {
     pub fn opened(&mut self, now: Instant, wall: UnixMillis) {
         if let Some(outage) = self.outage.take().filter(|outage| outage.last.is_some()) {
             self.over = Some((Outage { due: now, ..outage }, wall));
+        }
+    }
+
+    /// The gate is open, and the provider had something to say: an outage that only a former run knows of is over, unless
+    /// it may have been at a later stage than that.
+    pub fn answered(&mut self, answer: Answer, now: Instant, wall: UnixMillis) {
+        let is_over = |outage: &Outage| answer == Answer::Taken || outage.stage < Stage::Mail;
+        if self.outage.as_ref().is_some_and(is_over) {
+            self.opened(now, wall);
         }
     }
 
@@ -520,6 +548,7 @@ impl Desk {
             let replaces = outage.last.map(|(id, _)| id);
             let text = outage.over(house, waiting, until);
             let letter = house.notice(postmaster, "Mail flows again", text, wall);
+            self.told_over = Some(Outage { last: Some((letter.envelope.id, wall)), ..outage });
             let notes = vec![(OUTAGE.into(), Vec::new())];
             return Some(Errand { label: "notice", letter: Some(letter), replaces, notes });
         }
@@ -595,7 +624,7 @@ impl Digest {
         out.push_str(
             "\nWhat to do: so many failures at once often have one reason. Look at the answers\n\
              above, and at the application that sent the mail. Messages that failed are kept:\n\
-             `mailsluice spool ls` lists them.\n",
+             `mailsluice queue list --state failed` lists them.\n",
         );
         out
     }

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::message::header::{MAX_NAME as MAX_FIELD_NAME, MAX_VALUE, is_separator};
-use crate::smtp::address::{Charset, Domain, Mailbox, unicode_domain};
+use crate::smtp::address::{Charset, Domain, Mailbox};
 
 /// Longest display name that is kept, in octets; a longer one is nobody's name and would not fit into a line.
 const MAX_NAME: usize = 700;
@@ -310,7 +310,7 @@ fn standing(list: &List<'_>, rules: &Rules<'_>) -> Option<Vec<u8>> {
     if let ([entry], None) = (&list.entries[..], list.group)
         && !entry.has_name()
         && !rules.sender_name.is_empty()
-        && entry.mailbox.as_ref().is_some_and(|mailbox| same(mailbox, rules.sender))
+        && entry.mailbox.as_ref().is_some_and(|mailbox| mailbox.is_same(rules.sender))
     {
         return Some(from_line(None, rules.sender.as_str(), rules));
     }
@@ -338,17 +338,6 @@ fn standing(list: &List<'_>, rules: &Rules<'_>) -> Option<Vec<u8>> {
     }
     line.extend_from_slice(b"\r\n");
     Some(line)
-}
-
-/// Whether two addresses are one to the policy: no server that matters tells case in a local part, and a domain may be
-/// written with A-labels or U-labels.
-pub fn same(one: &Mailbox, other: &Mailbox) -> bool {
-    if one.as_str().eq_ignore_ascii_case(other.as_str()) {
-        return true;
-    }
-    let unicode = |mailbox: &Mailbox| unicode_domain(mailbox.domain());
-    one.local_part().eq_ignore_ascii_case(other.local_part())
-        && unicode(one).is_some_and(|domain| Some(domain) == unicode(other))
 }
 
 /// `From: name <address>`; without a name, that of the rules.
@@ -481,7 +470,7 @@ impl<'a> List<'a> {
         self.is_whole &= mailbox.is_some();
         if has_at(phrase) {
             let says_it = |mailbox: &Mailbox| {
-                self::mailbox(&self::bare(phrase)).is_some_and(|it| same(&it, mailbox))
+                self::mailbox(&self::bare(phrase)).is_some_and(|it| it.is_same(mailbox))
             };
             self.posing.extend(Some(phrase).filter(|_| !mailbox.as_ref().is_some_and(says_it)));
         }

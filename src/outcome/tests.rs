@@ -95,6 +95,20 @@ fn every_reply_has_one_verdict() {
         (Rcpt, "550 sendasdenied@b.test unknown", OWN, "failed recipient"),
         (Rcpt, "550 \"client host rejected\"@b.test: relay denied", PLAIN, "failed recipient"),
         (EndOfData, "554 <daily sending limit@b.test> unknown", PLAIN, "failed message"),
+        (Rcpt, "550 <\"a> client host rejected \"@b.test> unknown", PLAIN, "failed recipient"),
+        (Rcpt, "550 \"a\\\" client host rejected\"@b.test unknown", PLAIN, "failed recipient"),
+        (Rcpt, "550 \"Daily user sending limit exceeded\"", PLAIN, "held sender 1h"),
+        // The sender is refused where a recipient was named (Postfix, smtpd_delay_reject).
+        (
+            Rcpt,
+            "554 5.7.1 <>: Sender address rejected: Access denied",
+            NULL,
+            "failed recipient null",
+        ),
+        // 5.1.8 of a domain; and in words of another server.
+        (Mail, "550 5.1.8 unresolvable sender", PLAIN, "failed message"),
+        (Mail, "550 5.1.8 no", PLAIN, "held provider"),
+        (EndOfData, "550 5.1.8 host mx.b.test said: bad outbound sender", PLAIN, "failed message"),
         (Rcpt, "550 no such user", PLAIN, "failed recipient"),
         (Rcpt, "554 5.7.1 relay access denied", PLAIN, "failed recipient"),
         (Rcpt, "550 5.1.1 no such user", NULL, "failed recipient"),
@@ -167,7 +181,7 @@ fn every_reply_has_one_verdict() {
         (EndOfData, "550 5.4.5 daily limit", NULL, "deferred message null"),
         (EndOfData, "554 5.2.252 SendAsDenied", NULL, "failed message null"),
         (Rcpt, "550 5.7.705 blocked", NULL, "deferred message null"),
-        (Mail, "432 4.3.2 Concurrent connections limit exceeded", NULL, "held sender 1m busy"),
+        (Mail, "432 4.3.2 Concurrent connections limit exceeded", NULL, "deferred message null"),
         (Rcpt, "450 4.2.1 Daily sending quota exceeded", NULL, "deferred message null"),
         (Auth, "535 5.7.3 unsuccessful", NULL, "held provider"),
         (Auth, "432 4.3.2 Concurrent connections", NULL, "held sender 1m busy"),
@@ -334,7 +348,7 @@ fn every_reply_has_one_verdict() {
             PLAIN,
             "failed recipient",
         ),
-        (Mail, "550 5.1.8 bad sender's system address", OWN, "held provider"),
+        (Mail, "550 5.1.8 bad sender's system address", OWN, "failed message"),
         // The server's own disk, and the recipient's.
         (Mail, "452 4.3.1 Insufficient system storage", PLAIN, "deferred message lost"),
         (Rcpt, "452 4.3.1 Insufficient system storage", PLAIN, "deferred recipient"),

@@ -168,6 +168,17 @@ impl Mailbox {
         &self.text
     }
 
+    /// Whether it is one with `other` to those who judge senders: no server that matters tells case in a local part, and
+    /// a domain may be written with A-labels or U-labels.
+    pub fn is_same(&self, other: &Self) -> bool {
+        if self.as_str().eq_ignore_ascii_case(other.as_str()) {
+            return true;
+        }
+        let unicode = |mailbox: &Self| unicode_domain(mailbox.domain());
+        self.local_part().eq_ignore_ascii_case(other.local_part())
+            && unicode(self).is_some_and(|domain| Some(domain) == unicode(other))
+    }
+
     /// The local part as written; case and quotes matter (RFC 5321 2.4).
     pub fn local_part(&self) -> &str {
         self.text.get(..usize::from(self.at)).unwrap_or_default()

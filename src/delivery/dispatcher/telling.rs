@@ -95,9 +95,6 @@ impl<S: Spool> Dispatcher<S> {
         if is_more_left {
             return None;
         }
-        if self.shared.gate().is_opening() {
-            self.shared.desk().opened(clock::now(), clock::wall());
-        }
         let is_over = self.shared.desk().is_over();
         self.kept.filter(|_| !is_over).map(|(_, at)| at)
     }
@@ -196,7 +193,7 @@ fn notes(notes: &[Note]) -> impl Iterator<Item = Op> + '_ {
     notes.iter().map(|(key, bytes)| Op::Note { key: key.clone(), bytes: bytes.clone() })
 }
 
-impl<S> Shared<S> {
+impl<S: Spool> Shared<S> {
     /// Neither the letter nor what is on the list instead could be written.
     fn take_back(&self, letter: Option<Gist>, notes: &[Note]) {
         let mut desk = self.desk();
@@ -214,7 +211,8 @@ impl<S> Shared<S> {
         };
         if let Some(cause) = cause.filter(|_| lasts) {
             let bounce = &self.settings.house.bounce;
-            self.desk().closed(bounce, cause, clock::now(), clock::wall());
+            let is_there = |id| self.spool.head(id).is_some();
+            self.desk().closed(bounce, cause, is_there, clock::now(), clock::wall());
         }
     }
 }

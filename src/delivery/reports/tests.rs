@@ -199,6 +199,8 @@ struct Office {
     desk: Desk,
     house: House,
     notes: BTreeMap<Box<str>, Vec<u8>>,
+    /// The letters that nobody has yet.
+    in_spool: Vec<SpoolId>,
     began: Instant,
 }
 
@@ -206,7 +208,7 @@ impl Office {
     fn new() -> Self {
         let began = crate::clock::now();
         let desk = Desk::load(|_| None, began, AT);
-        Self { desk, house: house(true), notes: BTreeMap::new(), began }
+        Self { desk, house: house(true), notes: BTreeMap::new(), in_spool: Vec::new(), began }
     }
 
     fn at(&self, minutes: u64) -> (Instant, UnixMillis) {
@@ -245,7 +247,8 @@ impl Office {
     fn closed(&mut self, minutes: u64) {
         let (now, wall) = self.at(minutes);
         let cause = Cause::new(Scope::Provider, Stage::Auth, "535 5.7.8 bad password");
-        self.desk.closed(&self.house.bounce, &cause, now, wall);
+        let is_there = |id| self.in_spool.contains(&id);
+        self.desk.closed(&self.house.bounce, &cause, is_there, now, wall);
     }
 
     fn opened(&mut self, minutes: u64) {
@@ -260,6 +263,8 @@ impl Office {
         let waiting = Waiting { messages: 3, oldest: Some(AT) };
         let errand = self.desk.errand(&self.house, waiting, now, wall)?;
         self.keep(errand.notes.clone());
+        self.in_spool.retain(|id| errand.replaces != Some(*id));
+        self.in_spool.extend(errand.letter.as_ref().map(|letter| letter.envelope.id));
         let letter = errand.letter.clone().map_or_else(Vec::new, |letter| letter.content);
         let text = String::from_utf8(letter).unwrap();
         Some((errand, text.replace("=\r\n", "")))
@@ -427,6 +432,51 @@ fn an_outage_goes_on_over_a_restart() {
     office.opened(3001);
     let (end, _) = office.errand(3001).unwrap();
     assert_eq!(end.replaces, Some(id_of(&daily)));
+}
+
+/// It was told in halves, each of them wrong.
+#[test]
+fn an_outage_whose_end_nobody_has_heard_of_goes_on() {
+    let mut office = Office::new();
+    office.closed(0);
+    let (first, _) = office.errand(15).unwrap();
+    office.opened(99);
+    office.closed(100);
+    let (again, text) = office.errand(115).unwrap();
+    assert_eq!(again.replaces, Some(id_of(&first)), "its end was not written yet");
+    assert!(text.contains("(1 h 55 min)"), "{text}");
+    office.opened(200);
+    let (end, _) = office.errand(200).unwrap();
+    office.closed(201);
+    assert!(office.errand(215).is_none());
+    let (again, text) = office.errand(216).unwrap();
+    assert_eq!(again.replaces, Some(id_of(&end)), "its end was not sent yet");
+    assert!(text.contains("(3 h 36 min)"), "{text}");
+    office.opened(300);
+    office.errand(300).unwrap();
+    office.in_spool.clear();
+    office.closed(301);
+    let (other, text) = office.errand(316).unwrap();
+    assert!(other.replaces.is_none() && text.contains("(15 min)"), "another one: {text}");
+}
+
+#[test]
+fn an_outage_of_a_former_run_is_over_by_an_answer_from_behind_where_it_was() {
+    for (stage, answer, is_over) in [
+        (Stage::Auth, Answer::Spoken, true),
+        (Stage::EndOfData, Answer::Spoken, false),
+        (Stage::EndOfData, Answer::Taken, true),
+    ] {
+        let mut office = Office::new();
+        let (now, wall) = office.at(0);
+        let cause = Cause::new(Scope::Provider, stage, "550 5.7.708 no");
+        office.desk.closed(&office.house.bounce, &cause, |_| false, now, wall);
+        office.errand(15).unwrap();
+        office.restart(60);
+        let (now, wall) = office.at(61);
+        office.desk.answered(answer, now, wall);
+        assert_eq!(office.desk.is_over(), is_over, "{stage:?} {answer:?}");
+    }
 }
 
 /// What it says is not known any more.

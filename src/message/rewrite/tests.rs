@@ -8,7 +8,7 @@ fn mailbox(text: &str) -> Mailbox {
 fn rewritten(content: &[u8], is_all: bool, clean_names: bool) -> Rewritten {
     let sender = mailbox("reports@example.com");
     let may_stand =
-        |mailbox: &Mailbox| same(mailbox, &sender) || mailbox.domain() == "allowed.example";
+        |mailbox: &Mailbox| mailbox.is_same(&sender) || mailbox.domain() == "allowed.example";
     let rules =
         Rules { sender: &sender, sender_name: b"Reports", clean_names, may_stand: &may_stand };
     rewrite(content, is_all, &rules)
@@ -134,7 +134,7 @@ fn random_headers_keep_all_lines_but_the_named_ones() {
         match done.from {
             From::Replaced => assert_eq!(list, [mailbox("reports@example.com")], "{}", what()),
             From::Untouched | From::Stands => {
-                assert!(list.iter().all(|it| same(it, &mailbox("reports@example.com"))
+                assert!(list.iter().all(|it| it.is_same(&mailbox("reports@example.com"))
                     || it.domain() == "allowed.example"));
             }
         }

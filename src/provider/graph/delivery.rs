@@ -240,7 +240,7 @@ impl<'a> Delivery<'a> {
         Case {
             step,
             body_out,
-            own_mailbox: super::same(&self.route.mailbox, &self.graph.config.sender),
+            own_mailbox: self.route.mailbox.is_same(&self.graph.config.sender),
             from_is_mailbox: self.route.from.is_none(),
             null_reverse_path: self.submission.reverse_path == ReversePath::Null,
         }

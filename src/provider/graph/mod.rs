@@ -157,7 +157,7 @@ pub fn mailbox<'a>(
     author: Option<&'a Mailbox>,
 ) -> &'a Mailbox {
     match (reverse_path, author) {
-        (ReversePath::Mailbox(_), Some(author)) if !same(author, sender) => author,
+        (ReversePath::Mailbox(_), Some(author)) if !author.is_same(sender) => author,
         _ => sender,
     }
 }
@@ -213,11 +213,6 @@ fn remember(what: &mut HashMap<String, Instant>, address: &Mailbox, now: Instant
 
 fn is_fresh(since: Instant, now: Instant) -> bool {
     now.saturating_duration_since(since) < REMEMBERED
-}
-
-/// Upper and lower case are one to Exchange.
-fn same(one: &Mailbox, other: &Mailbox) -> bool {
-    one.as_str().eq_ignore_ascii_case(other.as_str())
 }
 
 impl Provider for GraphProvider {

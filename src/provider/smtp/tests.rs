@@ -224,6 +224,9 @@ async fn the_account_is_itself_in_upper_case_too() {
     ] {
         assert_eq!(config.is_own(author.map(mailbox).as_ref()), is_own, "{author:?}");
     }
+    let unicode = Mailbox::parse("r@b\u{fc}cher.example", Charset::Utf8).unwrap();
+    let config = config::SmtpProvider { sender: Some(unicode), ..config };
+    assert!(config.is_own(Some(&mailbox("r@xn--bcher-kva.example"))));
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! The MIME form: the message as it is, but for the header lines that say who gets it.
 
-use crate::message::rewrite::{Rules, display_name, rewrite, same};
+use crate::message::rewrite::{Rules, display_name, rewrite};
 use crate::smtp::address::Mailbox;
 
 use super::field::{Address, fields};
@@ -56,7 +56,7 @@ fn head(
 ) -> Vec<u8> {
     let sender = case.from.unwrap_or(case.mailbox);
     // Exchange refuses another one, and where the reverse path is null no policy looked at it before.
-    let may_stand = |author: &Mailbox| same(author, sender);
+    let may_stand = |author: &Mailbox| author.is_same(sender);
     let rules = Rules { sender, sender_name: b"", clean_names: true, may_stand: &may_stand };
     let rewritten = rewrite(&scanned.header, true, &rules);
     let rest = scanned.header.get(rewritten.used..).unwrap_or_default();
