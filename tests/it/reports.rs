@@ -297,20 +297,29 @@ fn message_id(report: &Taken) -> String {
 
 #[test]
 fn a_report_refused_for_its_null_reverse_path_goes_once_more_from_the_providers_sender() {
-    let sink = Sink::scripted(|ask| match ask.line.starts_with("MAIL FROM:<>") {
-        true => Answer::reply("550 5.7.60 client may not send as this sender"),
-        false => picky(ask),
-    });
-    let gateway = with_postmaster(&sink).set("provider", "sender = \"r@example.com\"").start();
-    Client::hello(gateway.smtp()).mail("app@example.com", &["no@example.org"], CONTENT);
-    let report = reports(&sink, 1).remove(0);
-    assert_eq!(
-        (report.from.as_str(), &report.to[..]),
-        ("r@example.com", &["app@example.com".to_owned()][..])
-    );
-    // It is no trouble of the provider's, so nobody waits for it.
-    assert_eq!(gateway.metric("mailsluice_provider_open"), 1.0);
-    end(gateway, &sink, 1);
+    // Postfix says it where a recipient is named.
+    for (asked, reply) in [
+        ("MAIL", "550 5.7.60 client may not send as this sender"),
+        ("RCPT", "554 5.7.1 <>: Sender address rejected: Access denied"),
+    ] {
+        let sink = Sink::scripted(move |ask| {
+            let is_null = ask.is("MAIL FROM:<>") || (ask.is("RCPT") && ask.from.is_empty());
+            match is_null && ask.is(asked) {
+                true => Answer::reply(reply),
+                false => picky(ask),
+            }
+        });
+        let gateway = with_postmaster(&sink).set("provider", "sender = \"r@example.com\"").start();
+        Client::hello(gateway.smtp()).mail("app@example.com", &["no@example.org"], CONTENT);
+        let report = reports(&sink, 1).remove(0);
+        assert_eq!(
+            (report.from.as_str(), &report.to[..]),
+            ("r@example.com", &["app@example.com".to_owned()][..])
+        );
+        // It is no trouble of the provider's, so nobody waits for it.
+        assert_eq!(gateway.metric("mailsluice_provider_open"), 1.0);
+        end(gateway, &sink, 1);
+    }
 }
 
 #[test]

@@ -558,6 +558,32 @@ fn an_account_that_may_not_send_bounces_nothing_and_says_so() {
 }
 
 #[test]
+fn what_speaks_of_the_account_holds_the_queue_wherever_it_is_said() {
+    for (asked, reply, scope) in [
+        ("MAIL", "550 5.7.708 Service unavailable. Access denied", "provider"),
+        ("RCPT", "550 5.7.708 Service unavailable. Access denied", "provider"),
+        ("(content)", "550 5.7.708 Service unavailable. Access denied", "provider"),
+        ("(content)", "550 5.1.8 Access denied, bad outbound sender", "provider"),
+        ("MAIL", "550 5.4.5 Daily user sending limit exceeded", "sender"),
+        ("(content)", "550 5.4.5 Daily user sending limit exceeded", "sender"),
+    ] {
+        let sink = Sink::scripted(move |ask| match ask.is(asked) {
+            true => Answer::reply(reply),
+            false => Answer::Usual,
+        });
+        let gateway = Setup::to(sink.address).set("retry", "give_up_after = \"300ms\"").start();
+        for n in 0..3 {
+            mail(&gateway, &format!("m{n}@example.com"), &["b@example.org"]);
+        }
+        let closed = gateway.wait_event("closed", |_| true);
+        assert_eq!((&closed["words"], &closed["scope"]), (&reply.into(), &scope.into()), "{asked}");
+        wait_queue(&gateway, "queued", 3.0);
+        let gateway = stop(gateway);
+        assert_eq!(count(&gateway, "failed", |_| true), 0, "{asked} {reply}");
+    }
+}
+
+#[test]
 fn a_recipient_that_is_deferred_too_long_fails_with_its_last_words() {
     let sink = Sink::scripted(|ask| match ask.is("RCPT TO:<full@") {
         true => Answer::reply("452 4.2.2 mailbox full"),
